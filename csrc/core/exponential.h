@@ -1,0 +1,46 @@
+// Base-2 exponential for x <= 0, as softmax needs it: one polynomial, the same on every executor.
+#pragma once
+
+#include "portable.h"
+
+namespace bgkd {
+
+constexpr float kSmallestExponent = -127.f;  // 2^x is flushed to 0 from here on
+
+template <class F>
+BGKD_INLINE F clamp_exponent(F x) {
+  return Pack<F>::maximum(Pack<F>::broadcast(kSmallestExponent), x);
+}
+
+// 2^x for x in [-127, 127]; 2^-127 is 0 and 2^0 exactly 1. Relative error below 8e-8 (0.7 ulp):
+// minimax polynomial of degree 6 on
+// [-1/2, 1/2] with constant term 1 (2e-9 in exact arithmetic), the rest is float32 rounding.
+template <class F>
+BGKD_INLINE F exp2_clamped(F x) {
+  using P = Pack<F>;
+  const F n = P::round(x);
+  const F f = x - n;
+  F y = P::broadcast(0x1.41fbbcp-13f);
+  y = P::fma(y, f, P::broadcast(0x1.5f3e54p-10f));
+  y = P::fma(y, f, P::broadcast(0x1.3b2d4cp-7f));
+  y = P::fma(y, f, P::broadcast(0x1.c6aee8p-5f));
+  y = P::fma(y, f, P::broadcast(0x1.ebfbdcp-3f));
+  y = P::fma(y, f, P::broadcast(0x1.62e430p-1f));
+  y = P::fma(y, f, P::broadcast(1.f));
+  return P::scale_by_power_of_two(y, n);
+}
+
+template <class F>
+BGKD_INLINE F exp2_nonpositive(F x) {
+  return exp2_clamped(clamp_exponent(x));
+}
+
+// A running sum of w (log2 p - log2 q), relative to the maxima, after these moved: every term gains
+// log2 `gap_shift`, then all weights shrink by `scale`. No weight so far, or none left, means 0,
+// whatever the shift or the sum.
+template <class F>
+BGKD_INLINE F rescaled_cross(F cross, F weight_sum, F scale, F gap_shift) {
+  return weighted(scale, cross + weighted(weight_sum, gap_shift));
+}
+
+}  // namespace bgkd

@@ -1,0 +1,122 @@
+// Gradient with respect to one student logit, from the global statistics and the upstream gradients
+// of the statistics.
+//
+// With g_s = d loss / d statistic s (statistics.h), q = softmax(z), p = softmax(t):
+//   d loss / d z_v = q_v (g_L + g_F - g_y - g_a  -  g_H (log q_v + H)  +  g_R (log q_v - log p_v -
+//   R))  -  g_F p_v
+//                    + g_y 1[v = y] + g_a 1[v = a]
+//                    + the F and R terms at temperature T, divided by T
+// where L is the log-sum-exp, F and R forward and reverse KL, H the student's entropy, y the label,
+// a the teacher's argmax.
+#pragma once
+
+#include "exponential.h"
+#include "merge.h"
+#include "statistics.h"
+
+namespace bgkd {
+
+// What a row needs, in rising order of cost.
+enum class GradientKind { kZero, kStudent, kLinear, kGeneral, kSoftened };
+
+// Coefficients of one row. log2 p = (t - max) log2e - log2_sum.
+struct RowGradient {
+  GradientKind kind = GradientKind::kZero;
+  float student_max = 0.f, student_log2_sum = 0.f;
+  float teacher_max = 0.f, teacher_log2_sum = 0.f;
+  float soft_student_log2_sum = 0.f, soft_teacher_log2_sum = 0.f;
+  float inv_temperature = 1.f;
+  float q = 0.f;        // times q_v
+  float q_log = 0.f;    // times q_v log2 q_v
+  float q_ratio = 0.f;  // times q_v log2(q_v / p_v)
+  float p = 0.f;        // times p_v
+  float soft_q = 0.f;   // the same of the softened distributions
+  float soft_q_ratio = 0.f;
+  float soft_p = 0.f;
+  float at_label = 0.f, at_argmax = 0.f;  // added at one column each
+};
+
+BGKD_INLINE float times_or_zero(float g, float x) { return g == 0.f ? 0.f : g * x; }
+
+// `g`: global statistics of the row, `up`: upstream gradients (entries of statistics that were not
+// requested must be 0).
+BGKD_INLINE RowGradient row_gradient(const TokenStats& g, const TokenStats& up,
+                                     const StatsParams& params) {
+  RowGradient r;
+  const bool has_teacher = (params.features & kTeacher) != 0;
+  r.student_max = g[kStudentMax];
+  r.student_log2_sum = g[kStudentSum] * kLog2E;
+  r.at_label = up[kStudentAtLabel];
+  r.q = up[kStudentSum] - up[kStudentAtLabel] - times_or_zero(up[kStudentH], g[kStudentH]);
+  r.q_log = -kLn2 * up[kStudentH];
+  if (has_teacher) {
+    r.teacher_max = g[kTeacherMax];
+    r.teacher_log2_sum = g[kTeacherSum] * kLog2E;
+    r.at_argmax = up[kStudentAtArgmax];
+    r.q += up[kForward] - up[kStudentAtArgmax] - times_or_zero(up[kReverse], g[kReverse]);
+    r.q_ratio = kLn2 * up[kReverse];
+    r.p = -up[kForward];
+    if (params.features & kSoftened) {
+      const float inv_temp = params.inv_temperature;
+      r.inv_temperature = inv_temp;
+      r.soft_student_log2_sum = g[kSoftStudentSum] * kLog2E;
+      r.soft_teacher_log2_sum = g[kSoftTeacherSum] * kLog2E;
+      r.soft_q = inv_temp * (up[kSoftForward] - times_or_zero(up[kSoftReverse], g[kSoftReverse]));
+      r.soft_q_ratio = inv_temp * kLn2 * up[kSoftReverse];
+      r.soft_p = -inv_temp * up[kSoftForward];
+    }
+  }
+  if (r.soft_q != 0.f || r.soft_q_ratio != 0.f || r.soft_p != 0.f) {
+    r.kind = GradientKind::kSoftened;
+  } else if (r.q_log != 0.f || r.q_ratio != 0.f) {
+    r.kind = has_teacher ? GradientKind::kGeneral : GradientKind::kStudent;
+  } else if (r.p != 0.f) {
+    r.kind = GradientKind::kLinear;
+  } else if (r.q != 0.f || r.at_label != 0.f || r.at_argmax != 0.f) {
+    r.kind = GradientKind::kStudent;
+  }
+  return r;
+}
+
+// log2 p of an absent token, made finite: a coefficient of 0 times it must be 0.
+template <class F>
+BGKD_INLINE F finite_log(F x) {
+  return Pack<F>::maximum(Pack<F>::broadcast(-1e30f), x);
+}
+
+// d loss / d z of one pack of columns, without the terms at the label and at the argmax. `t` is not
+// used by kStudent.
+template <GradientKind kKind, class F>
+BGKD_INLINE F element_gradient(const RowGradient& r, F z, F t) {
+  using P = Pack<F>;
+  const F log2e = P::broadcast(kLog2E);
+  const F z_gap = z - P::broadcast(r.student_max);
+  const F q_log2 = clamp_exponent(P::fma(z_gap, log2e, P::broadcast(-r.student_log2_sum)));
+  const F q = exp2_clamped(q_log2);
+  F coefficient = P::broadcast(r.q);
+  if constexpr (kKind != GradientKind::kLinear) {
+    coefficient = P::fma(P::broadcast(r.q_log), q_log2, coefficient);
+  }
+  F gradient = q * coefficient;
+  if constexpr (kKind == GradientKind::kStudent) return gradient;
+
+  const F t_gap = t - P::broadcast(r.teacher_max);
+  const F p_log2 = finite_log(P::fma(t_gap, log2e, P::broadcast(-r.teacher_log2_sum)));
+  gradient = P::fma(P::broadcast(r.p), exp2_nonpositive(p_log2), gradient);
+  if constexpr (kKind == GradientKind::kLinear) return gradient;
+
+  gradient = gradient + P::broadcast(r.q_ratio) * weighted(q, q_log2 - p_log2);
+  if constexpr (kKind == GradientKind::kSoftened) {
+    const F scale = log2e * P::broadcast(r.inv_temperature);
+    const F soft_q_log2 = P::fma(z_gap, scale, P::broadcast(-r.soft_student_log2_sum));
+    const F soft_p_log2 = finite_log(P::fma(t_gap, scale, P::broadcast(-r.soft_teacher_log2_sum)));
+    const F soft_q = exp2_nonpositive(soft_q_log2);
+    gradient = P::fma(P::broadcast(r.soft_q), soft_q, gradient);
+    gradient = P::fma(P::broadcast(r.soft_p), exp2_nonpositive(soft_p_log2), gradient);
+    gradient =
+        gradient + P::broadcast(r.soft_q_ratio) * weighted(soft_q, soft_q_log2 - soft_p_log2);
+  }
+  return gradient;
+}
+
+}  // namespace bgkd

@@ -1,0 +1,87 @@
+// Python module bgkd_megatron._C: plain facts, no tensors. Importing it also registers the
+// operators of ops.cpp.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../core/statistics.h"
+#include "../launch_plan.h"
+
+namespace py = pybind11;
+
+namespace bgkd {
+
+const char* cpu_kernel_name();
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__VERSION__)
+  info["compiler"] = __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["cplusplus"] = static_cast<long>(__cplusplus);
+  info["cpu_kernels"] = cpu_kernel_name();
+#if defined(BGKD_WITH_CUDA)
+  info["devices"] = std::vector<std::string>{"cpu", "cuda"};
+  info["cuda"] = BGKD_WITH_CUDA;
+#else
+  info["devices"] = std::vector<std::string>{"cpu"};
+  info["cuda"] = py::none();
+#endif
+  return info;
+}
+
+uint32_t checked_features(int64_t features) {
+  if (features < 0 || !features_are_consistent(static_cast<uint32_t>(features))) {
+    throw py::value_error("features " + std::to_string(features) +
+                          " asks for statistics of a teacher without TEACHER, or for unknown ones");
+  }
+  return static_cast<uint32_t>(features);
+}
+
+std::vector<std::string> stat_names(int64_t features) {
+  std::vector<std::string> names;
+  for (int stat = 0; stat < kNumStats; ++stat) {
+    if (has_stat(checked_features(features), stat)) names.emplace_back(kStatInfo[stat].name);
+  }
+  return names;
+}
+
+std::map<std::string, int64_t> launch_plan(int64_t num_tokens, int64_t num_columns,
+                                           int64_t element_size, int64_t features) {
+  if (num_tokens < 0 || num_columns < 0 || (element_size != 2 && element_size != 4)) {
+    throw py::value_error(
+        "launch_plan: num_tokens and num_columns must be at least 0 and element_size 2 or 4 bytes");
+  }
+  const CpuLaunchPlan plan =
+      plan_cpu_launch(num_tokens, num_columns, element_size, checked_features(features));
+  return {{"tokens_per_task", plan.tokens_per_task},
+          {"num_tasks", plan.num_tasks},
+          {"forward_bytes", plan.forward_bytes},
+          {"backward_bytes", plan.backward_bytes}};
+}
+
+}  // namespace
+}  // namespace bgkd
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Facts about the compiled kernels; the operators are in torch.ops.bgkd.";
+  m.attr("MAX_VOCAB_SIZE") = bgkd::kMaxVocabSize;
+  m.def("build_info", &bgkd::build_info, "Compiler, instruction set in use, devices with kernels.");
+  m.def("stat_names", &bgkd::stat_names, py::arg("features"),
+        "Names of the rows of a statistics tensor for these features, in order.");
+  m.def(
+      "num_stats",
+      [](int64_t features) { return bgkd::num_rows(bgkd::checked_features(features)); },
+      py::arg("features"), "Number of rows of a statistics tensor for these features.");
+  m.def("launch_plan", &bgkd::launch_plan, py::arg("num_tokens"), py::arg("num_columns"),
+        py::arg("element_size"), py::arg("features"),
+        "How a CPU launch is cut into tasks, and the bytes that it moves.");
+}

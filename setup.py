@@ -1,0 +1,79 @@
+"""Builds the one extension `bgkd_megatron._C` with ninja; everything else is in pyproject.toml.
+
+BGKD_CUDA=0 or 1 forbids or demands the CUDA kernels. Unset: they are built when torch is a CUDA build and a toolkit is found
+(CUDA_HOME). Whether a GPU is present plays no part, so that one image can build for another machine.
+"""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+# -fopenmp is for at::parallel_for, and only for the compiler: at run time torch's own OpenMP library serves both.
+CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", *WARNINGS]
+X86 = platform.machine() in ("x86_64", "AMD64")
+# The kernels' instruction sets. PyTorch picks among the same ones at run time (ATEN_CPU_CAPABILITY), and so do the operators.
+INSTRUCTION_SETS = {"DEFAULT": []}
+if X86:
+    AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["AVX2"] = AVX2
+    INSTRUCTION_SETS["AVX512"] = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+
+
+def sources(*kinds: str) -> list[str]:
+    lines = (line.split("#")[0].split() for line in Path("csrc/sources.txt").read_text().splitlines())
+    return [path for kind, path in (line for line in lines if line) if kind in kinds]
+
+
+def with_cuda() -> bool:
+    wanted = os.environ.get("BGKD_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"BGKD_CUDA must be 0, 1 or unset, got {wanted!r}")
+    possible = bool(torch.version.cuda and CUDA_HOME)
+    if wanted == "1" and not possible:
+        raise SystemExit(
+            f"BGKD_CUDA=1 needs a CUDA build of torch and a toolkit: torch {torch.__version__} has CUDA "
+            f"{torch.version.cuda}, CUDA_HOME is {CUDA_HOME}. Install both, or unset BGKD_CUDA."
+        )
+    return possible and wanted != "0"
+
+
+class BuildKernels(BuildExtension):
+    """Compiles the CPU kernels once per instruction set, then everything else as usual."""
+
+    def build_extension(self, ext):
+        for capability, flags in INSTRUCTION_SETS.items():
+            # GCC 12 takes AVX-512's intentionally undefined registers for a mistake.
+            flags = [*ext.extra_compile_args["cxx"], *flags, "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]
+            defines = [*ext.define_macros, ("CPU_CAPABILITY", capability), (f"CPU_CAPABILITY_{capability}", None)]
+            ext.extra_objects += self.compiler.compile(
+                sources("isa"),
+                output_dir=os.path.join(self.build_temp, capability),
+                macros=defines,
+                include_dirs=ext.include_dirs,
+                extra_postargs={"cxx": flags} if hasattr(self.compiler, "_cuda_flags") else flags,
+                depends=ext.depends,
+            )
+        super().build_extension(ext)
+
+
+def extension():
+    cuda = with_cuda() and bool(sources("cuda"))
+    kind = CUDAExtension if cuda else CppExtension
+    macros = [("BGKD_X86_KERNELS", None)] if X86 else []
+    if cuda:
+        macros.append(("BGKD_WITH_CUDA", f'"{torch.version.cuda}"'))
+    return kind(
+        "bgkd_megatron._C",
+        sources("plain", "torch", *(["cuda"] if cuda else [])),
+        define_macros=macros,
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-ftz=true", "-lineinfo"]},
+        depends=[str(path) for path in Path("csrc").rglob("*.h")],
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildKernels})
