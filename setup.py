@@ -1,7 +1,8 @@
 """Builds the one extension `bgkd_megatron._C` with ninja; everything else is in pyproject.toml.
 
-BGKD_CUDA=0 or 1 forbids or demands the CUDA kernels. Unset: they are built when torch is a CUDA build and a toolkit is found
-(CUDA_HOME). Whether a GPU is present plays no part, so that one image can build for another machine.
+BGKD_CUDA=0 or 1 forbids or demands the CUDA kernels. Unset: they are built when torch is a CUDA
+build and a toolkit is found (CUDA_HOME). Whether a GPU is present plays no part, so that one image
+can build for another machine.
 """
 
 import os
@@ -13,10 +14,12 @@ from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
-# -fopenmp is for at::parallel_for, and only for the compiler: at run time torch's own OpenMP library serves both.
+# -fopenmp is for at::parallel_for, and only for the compiler: at run time torch's own OpenMP
+# library serves both.
 CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", *WARNINGS]
 X86 = platform.machine() in ("x86_64", "AMD64")
-# The kernels' instruction sets. PyTorch picks among the same ones at run time (ATEN_CPU_CAPABILITY), and so do the operators.
+# The kernels' instruction sets. PyTorch picks among the same ones at run time
+# (ATEN_CPU_CAPABILITY), and so do the operators.
 INSTRUCTION_SETS = {"DEFAULT": []}
 if X86:
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -25,7 +28,9 @@ if X86:
 
 
 def sources(*kinds: str) -> list[str]:
-    lines = (line.split("#")[0].split() for line in Path("csrc/sources.txt").read_text().splitlines())
+    lines = (
+        line.split("#")[0].split() for line in Path("csrc/sources.txt").read_text().splitlines()
+    )
     return [path for kind, path in (line for line in lines if line) if kind in kinds]
 
 
@@ -36,7 +41,8 @@ def with_cuda() -> bool:
     possible = bool(torch.version.cuda and CUDA_HOME)
     if wanted == "1" and not possible:
         raise SystemExit(
-            f"BGKD_CUDA=1 needs a CUDA build of torch and a toolkit: torch {torch.__version__} has CUDA "
+            f"BGKD_CUDA=1 needs a CUDA build of torch and a toolkit: torch {torch.__version__} has "
+            f"CUDA "
             f"{torch.version.cuda}, CUDA_HOME is {CUDA_HOME}. Install both, or unset BGKD_CUDA."
         )
     return possible and wanted != "0"
@@ -48,8 +54,18 @@ class BuildKernels(BuildExtension):
     def build_extension(self, ext):
         for capability, flags in INSTRUCTION_SETS.items():
             # GCC 12 takes AVX-512's intentionally undefined registers for a mistake.
-            flags = [*ext.extra_compile_args["cxx"], *flags, "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]
-            defines = [*ext.define_macros, ("CPU_CAPABILITY", capability), (f"CPU_CAPABILITY_{capability}", None)]
+            flags = [
+                *ext.extra_compile_args["cxx"],
+                *flags,
+                "-Wno-uninitialized",
+                "-Wno-maybe-uninitialized",
+                "-Wno-psabi",
+            ]
+            defines = [
+                *ext.define_macros,
+                ("CPU_CAPABILITY", capability),
+                (f"CPU_CAPABILITY_{capability}", None),
+            ]
             ext.extra_objects += self.compiler.compile(
                 sources("isa"),
                 output_dir=os.path.join(self.build_temp, capability),

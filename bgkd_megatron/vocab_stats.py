@@ -1,9 +1,11 @@
-"""Differentiable per-token statistics of vocabulary-parallel logits: one kernel, one all-gather, one merge.
+"""Differentiable statistics of vocabulary-parallel logits: one kernel, one all-gather, one merge.
 
-forward   vocab_stats (one read of both shards) -> ONE all-gather of [rows, N] float32 over the TP group -> merge in rank order
-backward  vocab_stats_backward (one read of both shards, d logits in place if wanted), no communication
+forward   vocab_stats, one read of both shards; ONE all-gather of [rows, N] float32 over the TP
+          group; merge_stats in rank order
+backward  vocab_stats_backward, one read of both shards, d logits in place if wanted; no
+          communication
 
-All ranks merge the same numbers in the same order, so the statistics are bitwise equal on every rank.
+All ranks merge the same numbers in the same order: the statistics are bitwise equal on every rank.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from bgkd_megatron.statistics import Feature, VocabStats
 class VocabShard:
     """Which token ids the local columns of the logits hold.
 
-    vocab_size: real vocabulary, common to teacher and student; ids from there on are padding and are never read.
-    start: global id of local column 0 (Megatron's vocab_start_index). num_columns: local columns of the student, with padding.
+    vocab_size: real vocabulary, common to teacher and student; ids from there on are padding and
+        are never read.
+    start: global id of local column 0 (Megatron's vocab_start_index). num_columns: local columns of
+        the student, with padding.
     tp_group: the ranks that hold the other columns; None when there are none.
     """
 
@@ -43,7 +47,8 @@ class VocabShard:
         if self.tp_size == 1 and (self.start > 0 or self.num_columns < self.vocab_size):
             raise ValueError(
                 f"VocabShard: one rank must hold all {self.vocab_size} token ids, got columns for "
-                f"{self.num_columns} from id {self.start} on. Give the tp_group that holds the others."
+                f"{self.num_columns} from id {self.start} on. Give the tp_group that holds the "
+                f"others."
             )
 
     @property
@@ -51,8 +56,11 @@ class VocabShard:
         return 1 if self.tp_group is None else self.tp_group.size()
 
     @classmethod
-    def even(cls, vocab_size: int, num_columns: int, tp_group: dist.ProcessGroup | None = None) -> VocabShard:
-        """Megatron's cut: every rank holds num_columns columns, rank r those from r * num_columns on. No communication.
+    def even(
+        cls, vocab_size: int, num_columns: int, tp_group: dist.ProcessGroup | None = None
+    ) -> VocabShard:
+        """Megatron's cut: every rank holds num_columns columns, rank r those from r * num_columns
+        on. No communication.
 
         Raises ValueError if the columns of all ranks together are fewer than vocab_size.
         """
@@ -62,9 +70,11 @@ class VocabShard:
 
     @classmethod
     def uneven(cls, vocab_size: int, num_columns: int, tp_group: dist.ProcessGroup) -> VocabShard:
-        """Any cut in rank order, each rank with its own num_columns. One all-gather of an integer: call it once, at set-up.
+        """Any cut in rank order, each rank with its own num_columns. One all-gather of an integer:
+        call it once, at set-up.
 
-        Raises ValueError (on every rank) if the columns of all ranks together are fewer than vocab_size.
+        Raises ValueError (on every rank) if the columns of all ranks together are fewer than
+        vocab_size.
         """
         mine = torch.tensor([num_columns], dtype=torch.int64)
         if dist.get_backend(tp_group) == "nccl":
@@ -78,8 +88,10 @@ class VocabShard:
 def _check_coverage(vocab_size: int, widths: list[int]) -> None:
     if sum(widths) < vocab_size:
         raise ValueError(
-            f"VocabShard: the {len(widths)} rank(s) of the tp_group hold {widths} columns, together fewer than the "
-            f"vocabulary of {vocab_size} token ids. Is this the group that the output layer is sharded over?"
+            f"VocabShard: the {len(widths)} rank(s) of the tp_group hold {widths} columns, "
+            f"together fewer than the "
+            f"vocabulary of {vocab_size} token ids. Is this the group that the output layer is "
+            f"sharded over?"
         )
 
 
@@ -96,14 +108,23 @@ class _StatsOptions:
 
 
 class _GlobalStats(torch.autograd.Function):
-    """Student logits -> global statistics [rows, N] float32, the rows of `ops.stat_names(features)`."""
+    """Student logits -> global statistics [rows, N] float32, the rows of
+    `ops.stat_names(features)`."""
 
     @staticmethod
-    def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None,
+    def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor |
+    None,
                 options: _StatsOptions) -> Tensor:  # fmt: skip
         shard = options.shard
-        scalars = (options.features, options.temperature, options.power_exponent, options.ignore_index)
-        partial = ops.vocab_stats(student_logits, teacher_logits, labels, shard.vocab_size, shard.start, *scalars)
+        scalars = (
+            options.features,
+            options.temperature,
+            options.power_exponent,
+            options.ignore_index,
+        )
+        partial = ops.vocab_stats(
+            student_logits, teacher_logits, labels, shard.vocab_size, shard.start, *scalars
+        )
         gathered = partial
         if shard.tp_size > 1:
             gathered = partial.new_empty((shard.tp_size * partial.shape[0], partial.shape[1]))
@@ -120,14 +141,23 @@ class _GlobalStats(torch.autograd.Function):
         student_logits, teacher_logits, labels, global_stats = ctx.saved_tensors
         options: _StatsOptions = ctx.options
         shard = options.shard
-        scalars = (shard.vocab_size, shard.start, options.features, options.temperature, options.ignore_index)
+        scalars = (
+            shard.vocab_size,
+            shard.start,
+            options.features,
+            options.temperature,
+            options.ignore_index,
+        )
         upstream = upstream.contiguous()
         if not options.inplace_backward or torch.compiler.is_compiling():
-            grad = ops.vocab_stats_backward(global_stats, upstream, student_logits, teacher_logits, labels, *scalars)
+            grad = ops.vocab_stats_backward(
+                global_stats, upstream, student_logits, teacher_logits, labels, *scalars
+            )
             return grad, None, None, None
         grad = student_logits.detach()
         ops.vocab_stats_backward_(grad, global_stats, upstream, teacher_logits, labels, *scalars)
-        # Anyone else who saved these logits for a backward of their own must hear of it instead of reading gradients.
+        # Anyone else who saved these logits for a backward of their own must hear of it instead of
+        # reading gradients.
         torch.autograd.graph.increment_version(student_logits)
         return grad, None, None, None
 
@@ -144,34 +174,44 @@ def vocab_stats(
     ignore_index: int = -100,
     inplace_backward: bool = False,
 ) -> VocabStats:
-    """Global statistics of N tokens from the local shards of the logits; collective over `shard.tp_group`.
+    """Global statistics of N tokens from local shards of logits; collective over shard.tp_group.
 
-    student_logits: [N, V_local] float32, bfloat16 or float16; any row stride, unit stride along the vocabulary. The only
-        argument with a gradient.
-    teacher_logits: [N, V_local'] of the same dtype, over the same token ids (padding behind the last real id may differ), or None
-        without `Feature.TEACHER`.
-    labels: [N] int64 global token ids, or ignore_index: such rows are never read, all their statistics and gradients are 0.
-    features: the statistics wanted; they alone are communicated. temperature > 0 belongs to SOFTENED, power_exponent > 0 to
-        POWER_SUM.
-    inplace_backward: the gradient overwrites the student's logits, no logits-sized memory is allocated. The logits must not be
-        a leaf, and nobody may read them after the backward.
+    student_logits: [N, V_local] float32, bfloat16 or float16; any row stride, unit stride along the
+        vocabulary. The only argument with a gradient.
+    teacher_logits: [N, V_local'] of the same dtype, over the same token ids (padding behind the
+        last real id may differ), or None without `Feature.TEACHER`.
+    labels: [N] int64 global token ids, or ignore_index: such rows are never read, all their
+        statistics and gradients are 0.
+    features: the statistics wanted; they alone are communicated. temperature > 0 belongs to
+        SOFTENED, power_exponent > 0 to POWER_SUM.
+    inplace_backward: the gradient overwrites the student's logits, no logits-sized memory is
+        allocated. The logits must not be a leaf, and nobody may read them after the backward.
 
     Returns VocabStats: [N] float32 each, bitwise equal on all ranks of the group.
-    Bytes: forward reads each shard once; backward reads each once and writes d logits. One all-gather of
-    4 * len(ops.stat_names(features)) * N bytes per rank in forward, none in backward.
-    Raises TypeError (dtype) or ValueError (shape, device, label outside the vocabulary, shard, temperature, leaf), before any
-    communication.
+    Bytes: forward reads each shard once; backward reads each once and writes d logits. One
+    all-gather of 4 * len(ops.stat_names(features)) * N bytes per rank in forward, none in backward.
+    Raises TypeError (dtype) or ValueError (shape, device, label outside the vocabulary, shard,
+    temperature, leaf), before any communication.
     """
     _check_arguments(student_logits, teacher_logits, shard, inplace_backward)
     options = _StatsOptions(
-        shard, int(features), float(temperature), float(power_exponent), ignore_index, inplace_backward
+        shard,
+        int(features),
+        float(temperature),
+        float(power_exponent),
+        ignore_index,
+        inplace_backward,
     )
     global_stats = _GlobalStats.apply(student_logits, teacher_logits, labels, options)
     row = dict(zip(ops.stat_names(features), global_stats.unbind(0), strict=True))
     constant = {name: value.detach() for name, value in row.items()}
     has_teacher = bool(features & Feature.TEACHER)
+    if labels is None:
+        valid = torch.ones_like(constant["student_max"], dtype=torch.bool)
+    else:
+        valid = labels != ignore_index
     return VocabStats(
-        valid=torch.ones_like(constant["student_max"], dtype=torch.bool) if labels is None else labels != ignore_index,
+        valid=valid,
         student_lse=constant["student_max"] + row["student_sum"],
         student_argmax=constant["student_argmax"].to(torch.int64),
         student_entropy=row.get("student_entropy"),
@@ -193,15 +233,16 @@ def vocab_stats(
 def _check_arguments(
     student_logits: Tensor, teacher_logits: Tensor | None, shard: VocabShard, inplace_backward: bool
 ) -> None:
-    devices = ops.build_info()["devices"]
-    if student_logits.device.type not in devices:
+    if student_logits.device.type not in ops.DEVICES:
         raise ValueError(
-            f"vocab_stats: student_logits are on {student_logits.device}, this build has kernels for "
-            f"{', '.join(devices)}. Move the logits, or build with CUDA (see README, BGKD_CUDA)."
+            f"vocab_stats: student_logits are on {student_logits.device}, this build has kernels "
+            f"for "
+            f"{', '.join(ops.DEVICES)}. Move the logits, or build with CUDA (see README, BGKD_CUDA)."
         )
     if student_logits.dim() == 2 and student_logits.shape[1] != shard.num_columns:
         raise ValueError(
-            f"vocab_stats: the shard describes {shard.num_columns} local columns, student_logits have shape "
+            f"vocab_stats: the shard describes {shard.num_columns} local columns, student_logits "
+            f"have shape "
             f"{tuple(student_logits.shape)}"
         )
     if teacher_logits is not None and teacher_logits.requires_grad:
@@ -211,6 +252,7 @@ def _check_arguments(
         )
     if inplace_backward and student_logits.requires_grad and student_logits.is_leaf:
         raise ValueError(
-            "vocab_stats: inplace_backward would overwrite student_logits, which are a leaf tensor (a parameter or an "
+            "vocab_stats: inplace_backward would overwrite student_logits, which are a leaf tensor "
+            "(a parameter or an "
             "input of yours). Pass inplace_backward=False, or the output of a layer."
         )

@@ -1,6 +1,8 @@
-"""The compiled operators `torch.ops.bgkd.*`, their fake kernels for torch.compile, and the facts of the build.
+"""The compiled operators `torch.ops.bgkd.*`, their fake kernels for torch.compile, and the facts of
+the build.
 
-Forward-only functions of raw statistics. Merging over a process group and autograd are in `bgkd_megatron.vocab_stats`.
+Forward-only functions of raw statistics. Merging over a process group and autograd are in
+`bgkd_megatron.vocab_stats`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from torch import Tensor
 from bgkd_megatron import _C
 from bgkd_megatron.statistics import Feature
 
+# Facts of the build, read once: torch.compile cannot trace a call into pybind11.
 MAX_VOCAB_SIZE: int = _C.MAX_VOCAB_SIZE
+DEVICES: tuple[str, ...] = tuple(_C.build_info()["devices"])
+_STATISTICS = tuple(_C.statistics())
 
 vocab_stats = torch.ops.bgkd.vocab_stats.default
 merge_stats = torch.ops.bgkd.merge_stats.default
@@ -22,19 +27,22 @@ vocab_stats_backward_ = torch.ops.bgkd.vocab_stats_backward_.default
 
 
 def build_info() -> dict[str, Any]:
-    """Compiler, instruction set of the CPU kernels in use, devices that have kernels, CUDA version or None."""
+    """Compiler, instruction set of the CPU kernels in use, devices with kernels, CUDA or None."""
     return _C.build_info()
 
 
 def stat_names(features: Feature) -> list[str]:
     """Names of the rows of a statistics tensor [rows, N] for these features, in order."""
-    return _C.stat_names(int(features))
+    return [name for name, required in _STATISTICS if required & ~int(features) == 0]
 
 
-def launch_plan(num_tokens: int, num_columns: int, element_size: int, features: Feature) -> dict[str, int]:
+def launch_plan(
+    num_tokens: int, num_columns: int, element_size: int, features: Feature
+) -> dict[str, int]:
     """How a CPU launch is cut into tasks, and the bytes that it reads and writes.
 
-    num_columns: local vocabulary columns; element_size: bytes of a logit, 2 or 4. Raises ValueError on other sizes.
+    num_columns: local vocabulary columns; element_size: bytes of a logit, 2 or 4. Raises ValueError
+        on other sizes.
     """
     return _C.launch_plan(num_tokens, num_columns, element_size, int(features))
 
@@ -45,7 +53,7 @@ def launch_plan(num_tokens: int, num_columns: int, element_size: int, features: 
 @torch.library.register_fake("bgkd::vocab_stats")
 def _(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None, vocab_size: int,
       vocab_start: int, features: int, *unused: Any) -> Tensor:  # fmt: skip
-    shape = (_C.num_stats(features), student_logits.shape[0])
+    shape = (len(stat_names(Feature(features))), student_logits.shape[0])
     return student_logits.new_empty(shape, dtype=torch.float32)
 
 

@@ -6,6 +6,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../core/statistics.h"
@@ -46,12 +47,10 @@ uint32_t checked_features(int64_t features) {
   return static_cast<uint32_t>(features);
 }
 
-std::vector<std::string> stat_names(int64_t features) {
-  std::vector<std::string> names;
-  for (int stat = 0; stat < kNumStats; ++stat) {
-    if (has_stat(checked_features(features), stat)) names.emplace_back(kStatInfo[stat].name);
-  }
-  return names;
+std::vector<std::pair<std::string, uint32_t>> statistics() {
+  std::vector<std::pair<std::string, uint32_t>> rows;
+  for (const StatInfo& stat : kStatInfo) rows.emplace_back(stat.name, stat.features);
+  return rows;
 }
 
 std::map<std::string, int64_t> launch_plan(int64_t num_tokens, int64_t num_columns,
@@ -75,12 +74,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the compiled kernels; the operators are in torch.ops.bgkd.";
   m.attr("MAX_VOCAB_SIZE") = bgkd::kMaxVocabSize;
   m.def("build_info", &bgkd::build_info, "Compiler, instruction set in use, devices with kernels.");
-  m.def("stat_names", &bgkd::stat_names, py::arg("features"),
-        "Names of the rows of a statistics tensor for these features, in order.");
-  m.def(
-      "num_stats",
-      [](int64_t features) { return bgkd::num_rows(bgkd::checked_features(features)); },
-      py::arg("features"), "Number of rows of a statistics tensor for these features.");
+  m.def("statistics", &bgkd::statistics,
+        "Name and required features of every statistic, in the order of a tensor of statistics.");
   m.def("launch_plan", &bgkd::launch_plan, py::arg("num_tokens"), py::arg("num_columns"),
         py::arg("element_size"), py::arg("features"),
         "How a CPU launch is cut into tasks, and the bytes that it moves.");

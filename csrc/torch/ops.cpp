@@ -1,6 +1,7 @@
 // The torch operators: argument checks, allocation, dispatch. The only file that sees ATen tensors.
 
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <torch/library.h>
@@ -228,6 +229,8 @@ void vocab_stats_backward_inplace_cpu(Tensor& student, const Tensor& global, con
                                       const OptionalTensor& teacher, const OptionalTensor& labels,
                                       int64_t vocab_size, int64_t vocab_start, int64_t features,
                                       double temperature, int64_t ignore_index) {
+  at::assert_no_internal_overlap(student);  // rows of an expanded tensor share their memory
+  if (teacher) at::assert_no_partial_overlap(student, *teacher);
   write_gradient("vocab_stats_backward_", student, global, upstream, student, teacher, labels,
                  vocab_size, vocab_start, features, temperature, ignore_index);
 }

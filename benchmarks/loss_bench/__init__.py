@@ -1,0 +1,1 @@
+"""Measures distillation losses side by side, each in a process of its own."""

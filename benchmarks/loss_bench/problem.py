@@ -1,0 +1,183 @@
+"""What every variant is given: a task, its inputs, and the float64 answer it must reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from bgkd_megatron import reference
+from bgkd_megatron.objectives import ObjectiveConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HEAD_SIZE = 64
+"""Hidden size of the output layer in the task "head_kl": small, so that the loss stays visible."""
+
+Task = Literal["hybrid", "kl", "head_kl"]
+"""hybrid: CE on the label and forward KL, weighted per token by the teacher's entropy.
+kl: forward KL alone.  head_kl: both output layers (one GEMM each), then forward KL."""
+
+OBJECTIVES: dict[Task, ObjectiveConfig] = {
+    "hybrid": ObjectiveConfig(),
+    "kl": ObjectiveConfig(weighting="static", soft_weight=1.0),
+    "head_kl": ObjectiveConfig(weighting="static", soft_weight=1.0),
+}
+
+LossFunction = Callable[..., Tensor]
+"""(student_logits, teacher_logits, labels) -> mean loss; for "head_kl" (student_hidden,
+student_weight, teacher_hidden, teacher_weight, labels) -> mean loss.  Differentiable in the
+student's tensors, which it may overwrite if they are logits."""
+
+_REFERENCE_ROWS = 32  # tokens per float64 block, to keep the oracle's memory small
+_CHECKED_ROWS = 16  # tokens whose gradient is compared
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Size and dtype of the logits, [num_tokens, vocab_size]."""
+
+    vocab_size: int
+    num_tokens: int
+    dtype: str
+
+    @property
+    def pairs(self) -> int:
+        return self.num_tokens * self.vocab_size
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of one of the two logits tensors."""
+        return self.pairs * DTYPES[self.dtype].itemsize
+
+
+class Problem(Protocol):
+    """Inputs of one task.  Call `forward`, then backward of its result, then `restore`."""
+
+    def forward(self, loss: LossFunction) -> Tensor: ...
+
+    def gradient(self) -> Tensor:
+        """[N, ...] after the backward."""
+        ...
+
+    def restore(self) -> None:
+        """Makes the inputs what they were and drops the gradient."""
+        ...
+
+    def double(self, rows: slice | Tensor) -> tuple[Tensor, LossFunction]:
+        """The student's input of these tokens in float64, and the oracle's sum of their losses."""
+        ...
+
+
+class LogitsProblem:
+    """The tasks on logits: the student's come from a layer, as in a model, and are no leaf."""
+
+    def __init__(self, setting: Setting, task: Task) -> None:
+        dtype, shape = DTYPES[setting.dtype], (setting.num_tokens, setting.vocab_size)
+        random = torch.Generator().manual_seed(0)
+        teacher = torch.randn(shape, generator=random) * 4
+        student = torch.randn(shape, generator=random).add_(teacher, alpha=0.9)
+        self._task = task
+        self._teacher = teacher.to(dtype)
+        self._original = student.to(dtype)
+        self._student = self._original.clone()
+        self._labels = torch.randint(setting.vocab_size, shape[:1], generator=random)
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._received: list[Tensor] = []
+
+    def forward(self, loss: LossFunction) -> Tensor:
+        logits = _LayerOutput.apply(self._anchor, self._student, self._received)
+        return loss(logits, self._teacher, self._labels)
+
+    def gradient(self) -> Tensor:
+        return self._received[-1]
+
+    def restore(self) -> None:
+        self._received.clear()
+        self._student.copy_(self._original)
+
+    def double(self, rows: slice | Tensor) -> tuple[Tensor, LossFunction]:
+        teacher, labels = self._teacher[rows].double(), self._labels[rows]
+        return self._original[rows].double(), lambda z: _exact(z, teacher, labels, self._task)
+
+
+class HeadProblem:
+    """The task with the output layers; gradients to the student's hidden states and weight."""
+
+    def __init__(self, setting: Setting) -> None:
+        dtype, hidden_shape = DTYPES[setting.dtype], (setting.num_tokens, HEAD_SIZE)
+        random = torch.Generator().manual_seed(0)
+        weight = torch.randn((setting.vocab_size, HEAD_SIZE), generator=random) * 0.5
+        teacher = torch.randn(hidden_shape, generator=random)
+        student = torch.randn(hidden_shape, generator=random) * 0.3 + teacher * 0.9
+        self._teacher, self._teacher_weight = teacher.to(dtype), weight.to(dtype)
+        self._student = student.to(dtype).requires_grad_()
+        self._weight = weight.to(dtype).requires_grad_()
+        self._labels = torch.randint(setting.vocab_size, (setting.num_tokens,), generator=random)
+
+    def forward(self, loss: LossFunction) -> Tensor:
+        return loss(self._student, self._weight, self._teacher, self._teacher_weight, self._labels)
+
+    def gradient(self) -> Tensor:
+        assert self._student.grad is not None
+        return self._student.grad
+
+    def restore(self) -> None:
+        self._student.grad = self._weight.grad = None
+
+    def double(self, rows: slice | Tensor) -> tuple[Tensor, LossFunction]:
+        weight = self._weight.detach().double()
+        teacher = self._teacher[rows].double() @ self._teacher_weight.double().T
+        teacher, labels = _rounded(teacher, self._weight.dtype), self._labels[rows]
+        return self._student.detach()[rows].double(), lambda hidden: _exact(
+            _rounded(hidden @ weight.T, self._weight.dtype), teacher, labels, "head_kl"
+        )
+
+
+class _LayerOutput(torch.autograd.Function):
+    """Makes a tensor the output of a layer, at no cost, and keeps the gradient it receives."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, logits: Tensor, received: list[Tensor]) -> Tensor:
+        ctx.received = received
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.received.append(gradients[0])
+        return None, None, None
+
+
+def make_problem(setting: Setting, task: Task) -> Problem:
+    return HeadProblem(setting) if task == "head_kl" else LogitsProblem(setting, task)
+
+
+def exact_loss(setting: Setting, task: Task) -> float:
+    """Mean loss of all tokens in float64."""
+    problem, total = make_problem(setting, task), 0.0
+    for start in range(0, setting.num_tokens, _REFERENCE_ROWS):
+        student, loss = problem.double(slice(start, start + _REFERENCE_ROWS))
+        total += float(loss(student))
+    return total / setting.num_tokens
+
+
+def gradient_error(problem: Problem, num_tokens: int) -> float:
+    """|g - g64| / |g64| over some tokens, g the gradient of the mean loss as just computed."""
+    rows = torch.linspace(0, num_tokens - 1, min(num_tokens, _CHECKED_ROWS)).long()
+    student, loss = problem.double(rows)
+    student.requires_grad_()
+    (exact,) = torch.autograd.grad(loss(student) / num_tokens, student)
+    return float((problem.gradient()[rows].double() - exact).norm() / exact.norm())
+
+
+def _rounded(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits as an output layer of this dtype hands them on; the gradient passes through."""
+    return logits + (logits.to(dtype).double() - logits).detach()
+
+
+def _exact(student: Tensor, teacher: Tensor, labels: Tensor, task: Task) -> Tensor:
+    config = OBJECTIVES[task]
+    losses = reference.hybrid_loss(student, teacher, labels, config, vocab_size=teacher.shape[1])
+    return losses.loss.sum()

@@ -1,0 +1,145 @@
+"""The table on the terminal, the same in Markdown, and what it says about the aims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from loss_bench.problem import HEAD_SIZE
+from loss_bench.results import GRADIENT_TOLERANCE, LOSS_TOLERANCE, Row, SettingResult
+from loss_bench.variants import VARIANTS
+
+_COLUMNS = (
+    "forward + backward",
+    "ms",
+    "fwd",
+    "bwd",
+    "x ours",
+    "extra MiB",
+    "% logits",
+    "B/pair",
+    "% copy",
+    "err loss",
+    "err grad",
+)
+
+_AIM_SPEED, _AIM_BANDWIDTH, _AIM_MEMORY = 10.0, 0.70, 0.01
+
+
+def header(machine: dict[str, Any]) -> list[str]:
+    """Lines about machine and method."""
+    versions = {"Python": machine["python"], **machine["packages"]}
+    packages = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
+    build = ", ".join(f"{k} {v}" for k, v in machine["build"].items())
+    return [
+        f"{machine['date']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['threads']} threads, {machine['ram_gb']} GB RAM, {machine['system']}",
+        f"load average {machine['load_average']} at the start; {packages}",
+        f"bgkd_megatron: {build}",
+    ]
+
+
+def notes() -> list[str]:
+    """How to read the columns."""
+    return [
+        "Each variant runs in a process of its own, all take turns (A B C A B C ...); median wall "
+        "time in ms after a warm-up, caches cold because the others ran in between.",
+        "x ours: time over that of ours for the same task. Output layers: their matrix products "
+        f"(hidden size {HEAD_SIZE}) and those of their backward are in every such row; "
+        "liger-kernel takes chunks of 1024 tokens (its default) and computes gradients in forward.",
+        "extra MiB: growth of the resident set over the inputs (VmHWM, reset through "
+        "/proc/self/clear_refs); % logits: of ONE logits tensor. The gradient is included; ours "
+        "overwrites the logits.",
+        "B/pair: bytes moved per student and teacher logit. Ours: the kernels' launch plan. Eager: "
+        "inputs and outputs of every operation, added up by a TorchDispatchMode.",
+        "% copy, forward/backward/both: launch-plan bytes per second, over those that "
+        "tensor.copy_ of one logits tensor reads and writes per second in the same turns.",
+        f"err: against float64 on the same rounded inputs; loss relative (limits "
+        f"{_limits(LOSS_TOLERANCE)}), gradient |g - g64| / |g64| of 16 tokens (limits "
+        f"{_limits(GRADIENT_TOLERANCE)}). Beyond the limits: void.",
+    ]
+
+
+def _limits(tolerance: dict[str, float]) -> str:
+    return ", ".join(f"{dtype} {limit:.0e}" for dtype, limit in tolerance.items())
+
+
+def caption(result: SettingResult) -> str:
+    return (
+        f"V = {result.vocab_size:,}, N = {result.num_tokens} tokens, {result.dtype}, logits "
+        f"2 x {result.logits_bytes / 2**20:.0f} MiB, copy {result.copy_gb_per_s:.1f} GB/s"
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    if row.total_ms is None:
+        return [f"{row.title} ({row.status}: {row.reason})"] + [""] * (len(_COLUMNS) - 1)
+    bandwidth = "/".join(f"{100 * x:.0f}" for x in row.copy_fraction or ())
+    return [
+        row.title if row.status == "ok" else f"{row.title} ({row.status})",
+        _number(row.total_ms, ".1f"),
+        _number(row.forward_ms, ".1f"),
+        _number(row.backward_ms, ".1f"),
+        _number(row.times_ours, ".1f"),
+        _number(row.extra_bytes and row.extra_bytes / 2**20, ".1f"),
+        _number(row.extra_fraction and 100 * row.extra_fraction, ".2f"),
+        _number(row.bytes_per_pair, ".0f"),
+        bandwidth,
+        _number(row.loss_error, ".0e"),
+        _number(row.gradient_error, ".0e"),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def print_result(console: Console, result: SettingResult) -> None:
+    table = Table(title=caption(result), title_justify="left")
+    for i, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="right" if i else "left", min_width=0 if i else 34)
+    for row, following in zip(result.rows, [*result.rows[1:], None], strict=True):
+        is_last_of_task = following is None or following.task != row.task
+        style = "bold" if VARIANTS[row.variant].ours else None
+        table.add_row(*_cells(row), style=style, end_section=is_last_of_task)
+    console.print(table)
+
+
+def markdown(machine: dict[str, Any], results: list[SettingResult]) -> str:
+    lines = [*header(machine), ""]
+    for result in results:
+        lines += [f"**{caption(result)}**", ""]
+        lines += [_markdown_line(_COLUMNS), _markdown_line(["---", *["--:"] * (len(_COLUMNS) - 1)])]
+        lines += [_markdown_line(_cells(row)) for row in result.rows] + [""]
+    lines += [f"* {note}" for note in notes()] + [""] + [f"* {line}" for line in aims(results)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_line(cells: Any) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def aims(results: list[SettingResult]) -> Iterator[str]:
+    """One line per aim and row: reached or missed."""
+    for result in results:
+        where = f"V = {result.vocab_size:,} {result.dtype}"
+        for row in result.rows:
+            variant = VARIANTS[row.variant]
+            if row.times_ours is not None and variant.has_loss and not variant.ours:
+                reached = row.times_ours >= _AIM_SPEED
+                yield _aim(where, reached, f"{row.title}: {row.times_ours:.1f} x ours (aim 10)")
+            if row.copy_fraction is not None and row.extra_fraction is not None:
+                reached = row.extra_fraction < _AIM_MEMORY
+                memory = f"{row.title}: extra memory {row.extra_fraction:.2%} (aim < 1%)"
+                yield _aim(where, reached, memory)
+                if result.dtype == "fp32":
+                    share = row.copy_fraction[2]
+                    reached = share >= _AIM_BANDWIDTH
+                    yield _aim(where, reached, f"{row.title}: {share:.0%} of copy (aim 70%)")
+
+
+def _aim(where: str, reached: bool, what: str) -> str:
+    return f"{'reached' if reached else 'MISSED'}: {where}, {what}"

@@ -1,0 +1,176 @@
+"""The losses that are compared.  Packages of others are imported only where they are run."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bgkd_megatron.loss import hybrid_loss
+from bgkd_megatron.objectives import HybridObjective
+from bgkd_megatron.vocab_stats import VocabShard
+from loss_bench.problem import OBJECTIVES, LossFunction, Setting, Task
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table."""
+
+    title: str
+    task: Task
+    make: Callable[[Setting], LossFunction]
+    """May raise whatever a missing package or an unsupported machine raises."""
+    ours: bool = False
+    compiled: bool = False
+    """Its operations are invisible to the byte counter."""
+    has_loss: bool = True
+    """False: a floor that computes no loss, so there is no value to check."""
+
+
+# ---- ours
+
+
+def _ours(task: Task) -> Callable[[Setting], LossFunction]:
+    def make(setting: Setting) -> LossFunction:
+        objective = HybridObjective(OBJECTIVES[task], setting.vocab_size)
+        shard = VocabShard.even(setting.vocab_size, setting.vocab_size)
+
+        def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+            losses, _ = hybrid_loss(
+                student, teacher, labels, objective, shard=shard, inplace_backward=True
+            )
+            return losses.loss.mean()
+
+        return _with_head(loss) if task == "head_kl" else loss
+
+    return make
+
+
+def _with_head(loss: LossFunction) -> LossFunction:
+    def head_loss(
+        hidden: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, labels: Tensor
+    ) -> Tensor:
+        with torch.no_grad():
+            teacher_logits = teacher @ teacher_weight.T
+        return loss(hidden @ weight.T, teacher_logits, labels)
+
+    return head_loss
+
+
+# ---- eager PyTorch, in float32 as a careful implementation does it
+
+
+def eager_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """The formula as it is written."""
+    log_q = F.log_softmax(student.float(), dim=-1)
+    log_p = F.log_softmax(teacher.float(), dim=-1)
+    p = F.softmax(teacher.float(), dim=-1)
+    return (p * (log_p - log_q)).sum(dim=-1).mean()
+
+
+def lean_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """The fewest operations that PyTorch offers for it."""
+    log_q = F.log_softmax(student.float(), dim=-1)
+    log_p = F.log_softmax(teacher.float(), dim=-1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def eager_hybrid(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    log_q = F.log_softmax(student.float(), dim=-1)
+    log_p = F.log_softmax(teacher.float(), dim=-1)
+    p = log_p.exp()
+    hard = F.nll_loss(log_q, labels, reduction="none")
+    soft = (p * (log_p - log_q)).sum(dim=-1)
+    weight = -(p * log_p).sum(dim=-1) / math.log(student.shape[-1])
+    return (weight * soft + (1 - weight) * hard).mean()
+
+
+def _compiled_hybrid(setting: Setting) -> LossFunction:
+    return torch.compile(eager_hybrid, dynamic=False, fullgraph=True)
+
+
+# ---- other packages
+
+
+def _modelopt(setting: Setting) -> LossFunction:
+    from bgkd_megatron.megatron import cpu_compat
+
+    cpu_compat.install()  # it imports Megatron-Core
+    from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
+
+    parallel = types.SimpleNamespace(tensor_model_parallel_size=1, sequence_parallel=False)
+    criterion = LogitsKLLoss(parallel)
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        per_token, *_ = criterion(student.unsqueeze(1), teacher.unsqueeze(1))  # [s, b, V]
+        return per_token.mean()
+
+    return loss
+
+
+def _liger(compiled: bool) -> Callable[[Setting], LossFunction]:
+    def make(setting: Setting) -> LossFunction:
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        # Its Jensen-Shannon loss with beta = 0 is KL(p||q).  Chunks of 1024 tokens, its default.
+        return LigerFusedLinearJSDLoss(
+            weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=compiled
+        )
+
+    return make
+
+
+def _liger_on_logits(setting: Setting) -> LossFunction:
+    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        total = LigerFusedLinearJSDFunction.distillation_loss_fn(
+            student, teacher, beta=0.0, target=labels
+        )
+        return total / len(labels)
+
+    return loss
+
+
+class _GivenGradient(torch.autograd.Function):
+    """A loss that costs nothing: 0, and d logits is a tensor that exists."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return logits.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
+
+
+def _head_alone(setting: Setting) -> LossFunction:
+    return _with_head(lambda student, teacher, labels: _GivenGradient.apply(student, teacher))
+
+
+VARIANTS = {
+    "ours_hybrid": Variant("ours, hybrid", "hybrid", _ours("hybrid"), ours=True),
+    "eager_hybrid": Variant("PyTorch eager, hybrid", "hybrid", lambda _: eager_hybrid),
+    "compiled_hybrid": Variant(
+        "PyTorch torch.compile, hybrid", "hybrid", _compiled_hybrid, compiled=True
+    ),
+    "ours_kl": Variant("ours, forward KL", "kl", _ours("kl"), ours=True),
+    "eager_kl": Variant("PyTorch eager, forward KL", "kl", lambda _: eager_kl),
+    "lean_kl": Variant("PyTorch eager, F.kl_div", "kl", lambda _: lean_kl),
+    "modelopt": Variant("nvidia-modelopt LogitsKLLoss", "kl", _modelopt),
+    "liger_logits": Variant("liger-kernel, one chunk's loss", "kl", _liger_on_logits),
+    "ours_head": Variant("output layers + ours", "head_kl", _ours("head_kl"), ours=True),
+    "head_alone": Variant("output layers alone, no loss", "head_kl", _head_alone, has_loss=False),
+    "liger": Variant("liger-kernel fused linear, eager", "head_kl", _liger(compiled=False)),
+    "liger_compiled": Variant(
+        "liger-kernel fused linear, compiled", "head_kl", _liger(compiled=True), compiled=True
+    ),
+}
+"""In the order of the table; the first of each task is ours, which the others are compared to."""

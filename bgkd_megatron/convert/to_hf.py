@@ -1,0 +1,91 @@
+"""Export a model directory or a training checkpoint in Hugging Face format.
+
+python -m bgkd_megatron.convert.to_hf --input MODEL_DIR|CHECKPOINT --output HF_DIR [--dtype X]
+
+A checkpoint (RUN/checkpoints/iter_0000040) may come from any tensor-parallel size.  The output
+holds config.json, safetensors and the tokenizer: transformers loads it by its path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bgkd_megatron.convert.hf_checkpoint import copy_tokenizer, hugging_face_config
+from bgkd_megatron.convert.mapping import Weights, to_hugging_face
+from bgkd_megatron.convert.output_directory import output_directory
+from bgkd_megatron.megatron import cpu_compat
+from bgkd_megatron.megatron.model_config import ModelConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export(model_dir: Path, hf_dir: Path, *, dtype: str = "float32") -> None:
+    """Write HF_DIR from the model in `model_dir`; dtype: of the weights that are written.
+
+    Raises FileNotFoundError, FileExistsError or ValueError; then nothing is written.
+    """
+    config = ModelConfig.read(model_dir)
+    with output_directory(hf_dir) as directory:
+        copy_tokenizer(model_dir / "tokenizer", directory)
+        content = hugging_face_config(config, _token_ids(directory))
+        content["dtype"] = content["torch_dtype"] = dtype  # transformers 5, and before
+        (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        _save(_read_weights(config, model_dir), directory, getattr(torch, dtype))
+
+
+def _read_weights(config: ModelConfig, model_dir: Path) -> Weights:
+    cpu_compat.install()
+    from bgkd_megatron.megatron.model import build_model, load_weights
+    from bgkd_megatron.megatron.parallel import process_groups
+
+    with process_groups():
+        model = build_model(config)
+        load_weights(model, model_dir)
+        return to_hugging_face(dict(model.named_parameters()), config)
+
+
+def _save(weights: Weights, directory: Path, dtype: torch.dtype) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    # Shards of 5 GB with an index, or one file, as transformers itself would write them.
+    save_torch_state_dict({n: w.to("cpu", dtype) for n, w in weights.items()}, directory)
+
+
+def _token_ids(tokenizer_dir: Path) -> dict[str, int | None]:
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bgkd_megatron.convert.to_hf",
+        description="Export a model directory or training checkpoint in Hugging Face format.",
+    )
+    parser.add_argument("--input", type=Path, required=True, metavar="MODEL_DIR|CHECKPOINT")
+    parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    options = parser.parse_args(arguments)
+    try:
+        export(options.input, options.output, dtype=options.dtype)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.output}: written; load it with AutoModelForCausalLM.from_pretrained")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

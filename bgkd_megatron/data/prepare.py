@@ -1,0 +1,68 @@
+"""Tokenize text and chats into Megatron's indexed dataset.
+
+python -m bgkd_megatron.data.prepare --tokenizer DIR --input a.jsonl texts/ b.txt --output PREFIX
+
+See documents.py for the formats that are read and indexed.py for the files that are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bgkd_megatron.data.documents import read_documents
+from bgkd_megatron.data.encode import encode_documents, end_of_document_id, load_tokenizer
+from bgkd_megatron.data.records import Summary
+from bgkd_megatron.megatron import cpu_compat
+
+
+def prepare(
+    inputs: Sequence[Path], tokenizer_dir: Path, prefix: Path, eod_token: str | None = None
+) -> Summary:
+    """Write the dataset PREFIX from `inputs` and return its Summary.
+
+    eod_token: ends each document; the tokenizer's end-of-sequence token when None.
+    Raises FileNotFoundError or ValueError; then nothing is written.
+    """
+    cpu_compat.install()
+    from bgkd_megatron.data.indexed import IndexedWriter
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    eod_id = end_of_document_id(tokenizer, eod_token)
+    with IndexedWriter(prefix, vocab_size=len(tokenizer)) as writer:
+        for document in encode_documents(read_documents(inputs), tokenizer, eod_id):
+            writer.add(document)
+    return writer.summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bgkd_megatron.data.prepare",
+        description="Tokenize text and chats into Megatron's indexed dataset.",
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR",
+                        help="Hugging Face tokenizer directory")  # fmt: skip
+    parser.add_argument("--input", type=Path, required=True, nargs="+", metavar="PATH",
+                        help=".jsonl file, text file, or directory of .txt and .jsonl")  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX",
+                        help="writes PREFIX.bin, PREFIX.idx, ...")  # fmt: skip
+    parser.add_argument("--eod-token", metavar="TOKEN",
+                        help="ends each document (default: the tokenizer's EOS)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        summary = prepare(options.input, options.tokenizer, options.output, options.eod_token)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{options.output}: {summary.documents} documents, {summary.tokens} tokens, "
+        f"{summary.loss_tokens} of them targets"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Evaluate a student: torchrun --nproc-per-node N -m bgkd_megatron.evaluate --config FILE [...]
+
+Held-out NLL of student and teacher and their divergence on every set of data.valid.  The student
+is student.model_dir; a training checkpoint (.../iter_0000040) is a model directory too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bgkd_megatron.megatron.config import TrainConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from bgkd_megatron.megatron.launch import add_config_arguments, launch
+
+    parser = argparse.ArgumentParser(prog="bgkd_megatron.evaluate", description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--output", type=Path, help="also write all metrics as JSON to this file")
+    args = parser.parse_args(argv)
+    return launch(args, partial(_evaluate, output=args.output), resume=False)
+
+
+def _evaluate(config: TrainConfig, output: Path | None) -> None:
+    from bgkd_megatron.megatron.evaluation import evaluate_run
+
+    evaluate_run(config, output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

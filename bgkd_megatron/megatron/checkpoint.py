@@ -1,0 +1,112 @@
+"""Training checkpoints: model, optimizer, schedule, random generators and progress.
+
+Written with megatron.core.dist_checkpointing, so a run may continue on another number of ranks; on
+the same layout it continues bit by bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from bgkd_megatron.megatron import checkpoint_dir
+from bgkd_megatron.megatron.checkpoint_dir import Progress
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.model import WEIGHTS, save_weights, write_model_files
+from bgkd_megatron.megatron.model_config import ModelConfig
+
+__all__ = ["TrainState", "load_checkpoint", "save_checkpoint"]
+
+
+@dataclass
+class TrainState:
+    """What changes in the course of a run."""
+
+    model: Any
+    """Megatron's DistributedDataParallel around the student"""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    iteration: int = 0
+    """steps done"""
+
+
+def save_checkpoint(
+    state: TrainState, config: TrainConfig, model_config: ModelConfig, tokenizer: Path | None
+) -> None:
+    """Write a checkpoint, point to it, clear old ones.  Collective.
+
+    Does nothing when the latest checkpoint is of this iteration already.
+    """
+    root = config.checkpoint.dir
+    target = checkpoint_dir.iteration_dir(root, state.iteration)
+    if checkpoint_dir.latest(root) == target:
+        return
+    first_rank = dist.get_rank() == 0
+    if first_rank and target.exists():
+        shutil.rmtree(target)  # left over from a run that died while it saved
+    save_weights(_sharded_state(state) | {"rng": _rng_state()}, target)
+    write_model_files(model_config, target, tokenizer)
+    if first_rank:
+        Progress(
+            iteration=state.iteration,
+            consumed_samples=state.iteration * config.training.global_batch_size,
+            world_size=dist.get_world_size(),
+            tensor_parallel=config.parallel.tensor_parallel,
+            trajectory=config.trajectory(),
+        ).write(target)
+        checkpoint_dir.mark_latest(root, target)
+        checkpoint_dir.clear_old(root, config.checkpoint.keep)
+    dist.barrier()
+
+
+def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) -> None:
+    """Continue `state` from `checkpoint`.  Collective."""
+    progress = checkpoint_dir.read_progress(checkpoint, config)
+    request = _sharded_state(state, is_loading=True)
+    # Generator states belong to a rank: on another layout the fresh seeds stay.
+    same_layout = (progress.world_size, progress.tensor_parallel) == (
+        dist.get_world_size(),
+        config.parallel.tensor_parallel,
+    )
+    if same_layout:
+        request["rng"] = _rng_state()
+    loaded = dist_checkpointing.load(request, str(checkpoint / WEIGHTS))
+    state.model.module.load_state_dict(loaded["model"])
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    state.scheduler.load_state_dict(loaded["scheduler"])
+    if same_layout:
+        _restore_rng(loaded["rng"])
+    state.iteration = progress.iteration
+
+
+def _sharded_state(state: TrainState, is_loading: bool = False) -> dict[str, Any]:
+    model = state.model.module.sharded_state_dict()
+    optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading)
+    return {"model": model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
+
+
+def _rng_state() -> ShardedObject:
+    """The generators of this rank; one of as many objects as there are ranks."""
+    data = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    if torch.cuda.is_available():
+        data["cuda"] = torch.cuda.get_rng_state()
+    return ShardedObject(
+        "rng", data, global_shape=(dist.get_world_size(),), global_offset=(dist.get_rank(),)
+    )
+
+
+def _restore_rng(data: dict[str, Any]) -> None:
+    torch.set_rng_state(data["torch"])
+    get_cuda_rng_tracker().set_states(data["tracker"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(data["cuda"])

@@ -1,0 +1,96 @@
+"""The folder of a run's checkpoints: names, the pointer to the latest one, clearing old ones.
+
+    DIR/latest                 "iter_0000040", written after that checkpoint is complete
+    DIR/iter_0000040/run.json  Progress
+    DIR/iter_0000040/          a model directory whose weights/ also holds the training state
+
+Free of torch and Megatron.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.errors import ConfigError
+
+__all__ = ["Progress", "clear_old", "iteration_dir", "latest", "mark_latest", "read_progress"]
+
+_LATEST = "latest"
+_RUN_FILE = "run.json"
+
+
+class Progress(BaseModel):
+    """How far a run is, and what it was run with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    iteration: int
+    """steps done"""
+    consumed_samples: int
+    world_size: int
+    tensor_parallel: int
+    trajectory: dict[str, Any]
+    """TrainConfig.trajectory()"""
+
+    def write(self, checkpoint: Path) -> None:
+        """Write run.json."""
+        (checkpoint / _RUN_FILE).write_text(self.model_dump_json(indent=2) + "\n")
+
+
+def iteration_dir(root: Path, iteration: int) -> Path:
+    """Folder of the checkpoint after `iteration` steps."""
+    return root / f"iter_{iteration:07d}"
+
+
+def latest(root: Path) -> Path | None:
+    """The last complete checkpoint below `root`.  Raises ConfigError when the pointer dangles."""
+    pointer = root / _LATEST
+    if not pointer.is_file():
+        return None
+    checkpoint = root / pointer.read_text().strip()
+    if not (checkpoint / _RUN_FILE).is_file():
+        raise ConfigError(
+            f"{pointer} names {checkpoint.name}, which is not a checkpoint: write the name of one "
+            "that is there, or remove the pointer to start over"
+        )
+    return checkpoint
+
+
+def read_progress(checkpoint: Path, config: TrainConfig) -> Progress:
+    """The progress of `checkpoint`.  Raises ConfigError when `config` belongs to another run."""
+    progress = Progress.model_validate_json((checkpoint / _RUN_FILE).read_text())
+    now = config.trajectory()
+    changes = [
+        f"{key} was {progress.trajectory.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(now.keys() | progress.trajectory.keys())
+        if now.get(key) != progress.trajectory.get(key)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{checkpoint} belongs to another run ({'; '.join(changes)}): restore these settings "
+            "to continue it, or choose a new checkpoint.dir and start from "
+            f"student.model_dir={checkpoint}"
+        )
+    return progress
+
+
+def mark_latest(root: Path, checkpoint: Path) -> None:
+    """Point to `checkpoint`, atomically: a crash leaves the old pointer or the new one."""
+    temporary = root / f".{_LATEST}.tmp"
+    temporary.write_text(checkpoint.name + "\n")
+    os.replace(temporary, root / _LATEST)
+
+
+def clear_old(root: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints."""
+    found = ((re.fullmatch(r"iter_(\d{7,})", path.name), path) for path in root.iterdir())
+    checkpoints = sorted((int(match[1]), path) for match, path in found if match)
+    for _, checkpoint in checkpoints[:-keep]:
+        shutil.rmtree(checkpoint)

@@ -1,0 +1,150 @@
+"""Refuses a run that cannot work, before any model is built: layout, models, tokenizers, files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.errors import ConfigError
+from bgkd_megatron.megatron.model_config import ModelConfig
+
+__all__ = ["check_run"]
+
+
+def check_run(config: TrainConfig, world_size: int) -> None:
+    """Raise ConfigError with everything that stands in the way of `config` on world_size ranks."""
+    problems = list(_problems(config, world_size))
+    if problems:
+        raise ConfigError("the run cannot start:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
+    yield from _layout_problems(config, world_size)
+    models: dict[str, ModelConfig] = {}
+    for role, model_dir in _model_dirs(config).items():
+        try:
+            models[role] = ModelConfig.read(model_dir)
+        except (FileNotFoundError, ValueError) as error:
+            yield f"{role}.model_dir: {error}"
+            continue
+        if not (model_dir / "weights" / "metadata.json").is_file():
+            yield f"{role}.model_dir: {model_dir}/weights is not a complete checkpoint"
+    if config.student.architecture is not None:
+        models["student"] = config.student.architecture
+    for role, model in models.items():
+        yield from _model_problems(role, model, config)
+    if len(models) == 2:
+        yield from _pair_problems(models["student"], models["teacher"], _model_dirs(config))
+    for prefix in [*config.data.train, *config.data.valid.values()]:
+        yield from _dataset_problems(prefix, models.get("student"))
+    if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        yield "logging.tensorboard: pip install tensorboard, or set it to false"
+
+
+def _model_dirs(config: TrainConfig) -> dict[str, Path]:
+    dirs = {}
+    if config.student.model_dir is not None:
+        dirs["student"] = config.student.model_dir
+    if config.teacher is not None:
+        dirs["teacher"] = config.teacher.model_dir
+    return dirs
+
+
+def _layout_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
+    tensor_parallel = config.parallel.tensor_parallel
+    if world_size % tensor_parallel:
+        yield (
+            f"parallel.tensor_parallel={tensor_parallel} does not divide the {world_size} "
+            f"processes: start a multiple of {tensor_parallel} (torchrun --nproc-per-node)"
+        )
+        return
+    data_parallel = world_size // tensor_parallel
+    batch = config.training.micro_batch_size * data_parallel
+    if config.training.global_batch_size % batch:
+        yield (
+            f"training.global_batch_size={config.training.global_batch_size} must be a multiple of "
+            f"micro_batch_size x data-parallel ranks = {config.training.micro_batch_size} x "
+            f"{data_parallel} = {batch}"
+        )
+    if config.parallel.sequence_parallel and config.data.seq_length % tensor_parallel:
+        yield (
+            f"parallel.sequence_parallel cuts data.seq_length={config.data.seq_length} into "
+            f"{tensor_parallel} parts: make it a multiple of {tensor_parallel}"
+        )
+
+
+def _model_problems(role: str, model: ModelConfig, config: TrainConfig) -> Iterator[str]:
+    tensor_parallel = config.parallel.tensor_parallel
+    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+        value = getattr(model, name)
+        if value % tensor_parallel:
+            yield (
+                f"parallel.tensor_parallel={tensor_parallel} does not divide the {role}'s "
+                f"{name}={value}: choose a divisor of {value}"
+            )
+    if config.data.seq_length > model.max_position_embeddings:
+        yield (
+            f"data.seq_length={config.data.seq_length} is above the {role}'s "
+            f"max_position_embeddings={model.max_position_embeddings}: lower it"
+        )
+
+
+def _pair_problems(
+    student: ModelConfig, teacher: ModelConfig, dirs: dict[str, Path]
+) -> Iterator[str]:
+    if student.vocab_size != teacher.vocab_size:
+        yield (
+            f"the student has vocab_size={student.vocab_size} and the teacher "
+            f"{teacher.vocab_size}: both must use the same vocabulary"
+        )
+    if len(dirs) == 2:
+        difference = _tokenizer_difference(dirs["student"], dirs["teacher"])
+        if difference:
+            yield (
+                f"the tokenizers of student and teacher differ ({difference}): distillation "
+                "compares token by token, so both models must share one tokenizer"
+            )
+
+
+def _tokenizer_difference(student_dir: Path, teacher_dir: Path) -> str:
+    """What two vocabularies disagree on; empty if on nothing, or if one of them is not known."""
+    student, teacher = (
+        _tokens(d / "tokenizer" / "tokenizer.json") for d in (student_dir, teacher_dir)
+    )
+    if student is None or teacher is None or student == teacher:
+        return ""
+    token = min(t for t in student.keys() | teacher.keys() if student.get(t) != teacher.get(t))
+    return f"token {token!r} is {student.get(token)} in one and {teacher.get(token)} in the other"
+
+
+def _tokens(path: Path) -> dict[str, int] | None:
+    """Token to id, of a Hugging Face tokenizer.json; None when there is no such file."""
+    if not path.is_file():
+        return None
+    tokenizer: Any = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    if isinstance(vocab, list):  # Unigram: [token, score], the position is the id
+        vocab = {token: index for index, (token, _score) in enumerate(vocab)}
+    return {**vocab, **{t["content"]: t["id"] for t in tokenizer.get("added_tokens", [])}}
+
+
+def _dataset_problems(prefix: str, student: ModelConfig | None) -> Iterator[str]:
+    for suffix in (".bin", ".idx"):
+        if not Path(prefix + suffix).is_file():
+            yield (
+                f"{prefix}{suffix} does not exist: make the dataset with "
+                f"python -m bgkd_megatron.data.prepare --output {prefix}"
+            )
+            return
+    summary = Path(prefix + ".json")
+    if student is not None and summary.is_file():
+        vocab_size = json.loads(summary.read_text())["vocab_size"]
+        if vocab_size > student.vocab_size:
+            yield (
+                f"{prefix} was made with a tokenizer of {vocab_size} tokens, the student has "
+                f"{student.vocab_size}: prepare it with the student's tokenizer"
+            )

@@ -1,0 +1,183 @@
+"""Batches from Megatron's indexed datasets, in an order that a restart continues.
+
+A dataset is PREFIX.bin and PREFIX.idx.  Where PREFIX.loss_mask.bin and .idx lie beside them, with
+a 0 or 1 for every token, tokens with 0 are read but not learned (the prompt of a chat).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.utils import Split
+from torch import Tensor
+
+from bgkd_megatron.megatron import parallel
+from bgkd_megatron.megatron.loss import IGNORE_INDEX, Microbatch
+
+__all__ = ["DatasetFactory", "SampleDataset", "microbatches"]
+
+LOSS_MASK_SUFFIX = ".loss_mask"
+
+
+class SampleDataset(Protocol):
+    """Samples of one length; index None is a sample in which nothing is to be learned."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | None) -> dict[str, Tensor]: ...
+
+
+class MaskedGPTDataset(GPTDataset):
+    """Megatron's GPTDataset, with the loss mask of the sidecar folded into the labels."""
+
+    def __init__(self, indexed_dataset: IndexedDataset, dataset_path: str, *args: Any) -> None:
+        super().__init__(indexed_dataset, dataset_path, *args)
+        # Megatron 0.19 writes the padding of the first sample that is read into the loss mask it
+        # keeps for all samples; if that sample is the short last one, all others lose labels.
+        self.masks_and_position_ids_are_cacheable = False
+        self._mask_view: MaskedGPTDataset | None = None
+        if Path(f"{dataset_path}{LOSS_MASK_SUFFIX}.idx").is_file():
+            mask = IndexedDataset(dataset_path + LOSS_MASK_SUFFIX)
+            if not np.array_equal(mask.sequence_lengths, indexed_dataset.sequence_lengths):
+                raise ValueError(
+                    f"{dataset_path}{LOSS_MASK_SUFFIX} does not have the sequence lengths of "
+                    f"{dataset_path}: prepare the dataset again"
+                )
+            # The same samples, read from the mask: Megatron's index logic serves both.
+            self._mask_view = copy.copy(self)
+            self._mask_view.dataset = mask
+
+    def __getitem__(self, index: int | None) -> dict[str, Tensor]:
+        """tokens, labels, position_ids, each [seq_length] int64.
+
+        Raises ValueError for a token outside the vocabulary.
+        """
+        sample = super().__getitem__(index)
+        tokens, labels = sample["tokens"], sample["labels"]
+        largest = max(int(tokens.max()), int(labels.max()))
+        if largest >= self.config.tokenizer.vocab_size:
+            raise ValueError(
+                f"{self.dataset_path} holds token id {largest}, but the model's vocabulary has "
+                f"{self.config.tokenizer.vocab_size} tokens: prepare the dataset with the model's "
+                "tokenizer"
+            )
+        keep = sample["loss_mask"] > 0
+        if self._mask_view is not None:
+            mask, _, _ = self._mask_view._query_document_sample_shuffle_indices(index or 0)
+            keep &= torch.from_numpy(mask[1:] == 1)
+        return {
+            "tokens": tokens,
+            "labels": labels.masked_fill(~keep, IGNORE_INDEX),
+            "position_ids": sample["position_ids"],
+        }
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The little that GPTDataset asks of a tokenizer when the text is tokenized already."""
+
+    vocab_size: int
+    eod: None = None  # documents are joined without resetting positions or masks
+
+    @property
+    def unique_identifiers(self) -> dict[str, int]:
+        return {"vocab_size": self.vocab_size}
+
+
+@dataclass(frozen=True)
+class DatasetFactory:
+    """Builds datasets of seq_length tokens; call it on all ranks in the same order.
+
+    index_dir: where Megatron keeps its index of samples; rank 0 writes it, all ranks read it.
+    """
+
+    seq_length: int
+    seed: int
+    vocab_size: int
+    index_dir: Path
+
+    def train(
+        self, prefixes: Sequence[str], weights: Sequence[float] | None, num_samples: int
+    ) -> SampleDataset:
+        """At least num_samples samples, over as many epochs as it takes.
+
+        weights: share of each dataset; without them every token has the same share.
+        """
+        if weights is None and len(prefixes) > 1:
+            weights = [_num_tokens(prefix) for prefix in prefixes]
+        return self._build(Split.train, prefixes, weights, num_samples)
+
+    def valid(self, prefix: str) -> SampleDataset:
+        """All of one dataset, once; the last sample is padded."""
+        return self._build(Split.valid, [prefix], None, None)
+
+    def _build(
+        self,
+        split: Split,
+        prefixes: Sequence[str],
+        weights: Sequence[float] | None,
+        num_samples: int | None,
+    ) -> SampleDataset:
+        blends: list[Any] = [None] * len(Split)
+        blends[split.value] = (list(prefixes), list(weights) if weights else None)
+        sizes: list[Any] = [0] * len(Split)
+        sizes[split.value] = num_samples
+        config = GPTDatasetConfig(
+            random_seed=self.seed,
+            sequence_length=self.seq_length,
+            blend_per_split=blends,
+            path_to_cache=str(self.index_dir),
+            tokenizer=_Vocabulary(self.vocab_size),
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+            drop_last_partial_validation_sequence=False,
+        )
+        builder = BlendedMegatronDatasetBuilder(MaskedGPTDataset, sizes, lambda: True, config)
+        dataset: SampleDataset = builder.build()[split.value]
+        if len(dataset) == 0:
+            raise ValueError(f"{', '.join(prefixes)} has no tokens: prepare it again")
+        return dataset
+
+
+def _num_tokens(prefix: str) -> float:
+    # The name keeps the dataset alive: without it numpy would read an index that is unmapped.
+    dataset = IndexedDataset(prefix)
+    return float(dataset.sequence_lengths.sum())
+
+
+def microbatches(
+    dataset: SampleDataset, samples: range, micro_batch_size: int
+) -> Iterator[Microbatch]:
+    """This data-parallel rank's microbatches of `samples`, in MegatronPretrainingSampler's order.
+
+    Consecutive samples go to consecutive ranks, micro_batch_size each, so what a step sees depends
+    on neither the number of ranks nor on where a run was interrupted.  Missing samples at the end
+    are filled up with samples in which nothing is to be learned.
+    """
+    rank = parallel_state.get_data_parallel_rank()
+    stride = micro_batch_size * parallel_state.get_data_parallel_world_size()
+    device = parallel.device()
+    for start in range(samples.start, samples.stop, stride):
+        first = start + rank * micro_batch_size
+        mine = [
+            dataset[i if i < samples.stop else None] for i in range(first, first + micro_batch_size)
+        ]
+        # The few memory-mapped sequences of a microbatch need no worker processes.
+        yield Microbatch(
+            *(
+                torch.stack([sample[name] for sample in mine]).to(device, non_blocking=True)
+                for name in Microbatch._fields
+            )
+        )

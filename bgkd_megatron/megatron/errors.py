@@ -1,0 +1,11 @@
+"""Errors whose message is all that the user needs; the launcher prints them without a traceback."""
+
+__all__ = ["ConfigError", "RunError"]
+
+
+class ConfigError(ValueError):
+    """A run that cannot start; the message says what to change."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on.  Raised by all ranks at the same point, for the same reason."""

@@ -1,0 +1,41 @@
+"""Which modules a transformer layer is built from: the one place that chooses an implementation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+
+__all__ = ["RMSNorm", "block_spec"]
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, also under sequence parallelism.
+
+    Megatron's wrapper of the same class refuses sequence parallelism.  All it takes is the mark on
+    the weight by which Megatron sums its gradient over the tensor-parallel ranks.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float, **options: Any
+    ) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """Modules of the decoder: Megatron's own layers ("local", without Transformer Engine)."""
+    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    if config.qk_layernorm:
+        attention = layer.self_attention.submodules
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    layers = get_num_layers_to_build(config)
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)

@@ -1,0 +1,152 @@
+"""The distillation loss inside Megatron's forward step.
+
+GPTModel calls `output_processor` where the last hidden states, the output layer and its weight are
+at hand.  There the student's logits are made once, compared with the teacher's, and given back
+their own memory as the gradient; no logits-sized tensor is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from bgkd_megatron.loss import hybrid_loss
+from bgkd_megatron.objectives.hybrid import HybridObjective
+from bgkd_megatron.objectives.metrics import token_metrics
+from bgkd_megatron.teacher.states import Teacher, TeacherStates
+from bgkd_megatron.vocab_stats import VocabShard
+
+__all__ = ["IGNORE_INDEX", "DistillationLoss", "Microbatch", "mean_metrics"]
+
+IGNORE_INDEX = -100
+"""Label of a token that counts neither in the loss nor in its denominator."""
+
+_TOKENS = "tokens"
+
+
+class Microbatch(NamedTuple):
+    """One microbatch of this data-parallel rank, on its device; all [b, s] int64."""
+
+    tokens: Tensor
+    labels: Tensor
+    """the next tokens; `IGNORE_INDEX` where the loss is masked"""
+    position_ids: Tensor
+
+
+@dataclass
+class _Context:
+    """What the hook needs for one microbatch, and the sums it leaves for the report."""
+
+    teacher: TeacherStates | None
+    progress: float
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+ForwardStep = Callable[[Iterator[Microbatch], Any], tuple[Tensor, LossFunction]]
+
+
+class DistillationLoss:
+    """Makes the forward steps that Megatron's schedules run.
+
+    objective: of the student's vocabulary.  vocab_size: the real vocabulary; columns beyond it
+    take part in no sum and get gradient 0.  teacher: may be None when the objective needs none.
+    Needs Megatron's process groups.
+    """
+
+    def __init__(
+        self, objective: HybridObjective, vocab_size: int, teacher: Teacher | None = None
+    ) -> None:
+        self.objective = objective
+        self.vocab_size = vocab_size
+        self.teacher = teacher
+        group = parallel_state.get_tensor_model_parallel_group()
+        self._tp_group = group if group.size() > 1 else None
+
+    def forward_step(self, progress: float = 0.0) -> ForwardStep:
+        """A `forward_step_func` for get_forward_backward_func().
+
+        progress: part of the run that is done, in [0, 1].  The loss function it returns gives the
+        sum of the losses, the number of tokens in it (int32) and the sums of the metrics: what
+        calculate_per_token_loss=True expects.
+        """
+
+        def step(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, LossFunction]:
+            batch = next(batches)
+            states = None
+            if self.teacher is not None:
+                states = self.teacher.states(batch.tokens, batch.position_ids)
+            context = _Context(states, progress)
+            loss = model(
+                batch.tokens,
+                batch.position_ids,
+                attention_mask=None,  # causal
+                labels=batch.labels,
+                output_processor=self._process_output,
+                output_processor_context=context,
+            )
+            return loss, partial(_sum_loss, labels=batch.labels, context=context)
+
+        return step
+
+    def _process_output(
+        self,
+        *,
+        hidden_states: Tensor,
+        output_layer: Any,
+        output_weight: Tensor | None,
+        labels: Tensor,
+        scale_logits: Callable[[Tensor], Tensor],
+        context: _Context,
+        **_: Any,
+    ) -> Tensor:
+        """Hidden states to per-token losses, [b, s]."""
+        logits, _bias = output_layer(hidden_states, weight=output_weight)
+        logits = scale_logits(logits)  # [s, b, V_local]
+        seq_length, batch_size, columns = logits.shape
+        teacher_logits = None
+        if context.teacher is not None:
+            with torch.no_grad():
+                teacher_logits = context.teacher.logits().view(-1, columns)
+        labels = labels.t().reshape(-1)  # in the order of the logits: [s, b]
+        losses, stats = hybrid_loss(
+            logits.view(-1, columns),
+            teacher_logits,
+            labels,
+            self.objective,
+            shard=VocabShard.even(self.vocab_size, columns, self._tp_group),
+            progress=context.progress,
+            inplace_backward=logits.requires_grad,
+        )
+        metrics = token_metrics(stats, losses, labels)
+        context.sums = {name: value.sum() for name, value in metrics.items()}
+        return losses.loss.view(seq_length, batch_size).t().contiguous()
+
+
+def _sum_loss(
+    loss: Tensor, *, labels: Tensor, context: _Context
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    num_tokens = (labels != IGNORE_INDEX).sum(dtype=torch.int)
+    # A copy: Megatron adds up the tokens of a step in place.
+    return loss.sum(), num_tokens, {**context.sums, _TOKENS: num_tokens.clone()}
+
+
+def mean_metrics(reports: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means over the tokens of all reports of all data-parallel ranks; "tokens" is their number.
+
+    Collective over the data-parallel group.  Without a token all means are 0.
+    """
+    names = list(reports[0])
+    sums = torch.stack([torch.stack([r[name].double() for name in names]) for r in reports]).sum(0)
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    values = dict(zip(names, sums.tolist(), strict=True))
+    tokens = values.pop(_TOKENS)
+    means = {name: value / max(tokens, 1.0) for name, value in values.items()}
+    return {**means, _TOKENS: tokens}

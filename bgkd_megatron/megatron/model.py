@@ -1,0 +1,186 @@
+"""Megatron-Core models from a `ModelConfig`, and model directories on disk.
+
+A model directory holds
+    model.json    the ModelConfig
+    weights/      Megatron's torch_dist checkpoint: {"model": GPTModel.sharded_state_dict(), ...}
+    tokenizer/    the files of a Hugging Face tokenizer (optional)
+A training checkpoint is a model directory too, whose weights/ holds the optimizer as well.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+from torch.nn.functional import silu
+
+from bgkd_megatron.megatron import parallel
+from bgkd_megatron.megatron.layer_spec import block_spec
+from bgkd_megatron.megatron.model_config import ModelConfig
+
+__all__ = [
+    "TOKENIZER",
+    "WEIGHTS",
+    "build_model",
+    "load_weights",
+    "save_model_dir",
+    "write_model_files",
+]
+
+WEIGHTS = "weights"
+TOKENIZER = "tokenizer"
+
+
+def transformer_config(
+    config: ModelConfig, *, dtype: torch.dtype, sequence_parallel: bool, initialize: bool
+) -> TransformerConfig:
+    """Megatron's configuration of `config` on the current process groups."""
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups,
+        ffn_hidden_size=config.ffn_hidden_size,
+        kv_channels=config.kv_channels,
+        normalization="RMSNorm",
+        layernorm_epsilon=config.norm_epsilon,
+        qk_layernorm=config.qk_layernorm,
+        gated_linear_unit=True,
+        activation_func=silu,
+        add_bias_linear=False,
+        add_qkv_bias=config.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        sequence_parallel=sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # Fresh weights are drawn on the CPU for the whole model and then cut: the same model for
+        # every tensor-parallel size that pads the vocabulary to the same length.
+        use_cpu_initialization=True,
+        perform_initialization=initialize,
+        # Losses and gradients are sums over tokens, divided once by the number of tokens of the
+        # global batch: the result depends on neither ranks nor microbatches.
+        calculate_per_token_loss=True,
+    )
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    sequence_parallel: bool = False,
+    seed: int | None = None,
+) -> GPTModel:
+    """A GPTModel on this rank's device, cut for the current process groups.
+
+    dtype: of the parameters, float32 or bfloat16.  seed: of fresh weights; without it they are left
+    unset, for `load_weights`.  The output stays vocab-parallel: [s, b, padded_vocab_size / tp].
+    """
+    megatron_config = transformer_config(
+        config,
+        dtype=dtype,
+        sequence_parallel=sequence_parallel,
+        initialize=seed is not None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        model = GPTModel(
+            megatron_config,
+            block_spec(megatron_config),
+            vocab_size=config.padded_vocab_size(megatron_config.tensor_model_parallel_size),
+            max_sequence_length=config.max_position_embeddings,
+            share_embeddings_and_output_weights=config.tie_embeddings,
+            position_embedding_type="rope",
+            rotary_base=config.rope_base,
+        )
+    _zero_padding(model, config.vocab_size)
+    return model.to(parallel.device())
+
+
+def load_weights(model: GPTModel, model_dir: str | Path) -> None:
+    """Load DIR/weights into `model`, from any tensor-parallel size into the current one.
+
+    Collective: call it on all ranks.  Raises FileNotFoundError when there is no checkpoint, and
+    Megatron's CheckpointingException when it does not fit the model.
+    """
+    path = Path(model_dir) / WEIGHTS
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist: {model_dir} is not a model directory")
+    loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(path))
+    model.load_state_dict(loaded["model"])
+
+
+@torch.no_grad()
+def _zero_padding(model: GPTModel, vocab_size: int) -> None:
+    """Rows beyond the vocabulary start as 0, and stay 0 when a checkpoint made for another layout
+    does not have them.  Unset memory must not stay there: the gradient of such a logit is 0, but
+    0 * NaN would still reach the hidden states."""
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    for name, weight in model.named_parameters():
+        if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+            first = max(0, vocab_size - rank * weight.shape[0])
+            weight[first:].zero_()
+
+
+def save_model_dir(
+    model: GPTModel,
+    config: ModelConfig,
+    model_dir: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+) -> None:
+    """Write a model directory; `tokenizer` is the folder whose files go to DIR/tokenizer.
+
+    Collective: call it on all ranks.  Raises FileExistsError when DIR already holds a model.
+    """
+    root = Path(model_dir)
+    if (root / WEIGHTS).exists():
+        raise FileExistsError(f"{root} already holds a model: remove it or choose another folder")
+    save_weights({"model": model.sharded_state_dict()}, root)
+    write_model_files(config, root, tokenizer)
+
+
+def save_weights(state: dict[str, Any], root: Path) -> None:
+    """Write Megatron's torch_dist checkpoint of `state` to ROOT/weights.  Collective."""
+    if dist.get_rank() == 0:
+        (root / WEIGHTS).mkdir(parents=True)
+    dist.barrier()
+    with _sigterm_blocked():
+        dist_checkpointing.save(state, str(root / WEIGHTS))
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Megatron's first save starts a helper process that all later ones need.  It inherits the
+    blocked signal, and so outlives a SIGTERM to all processes of a job until the last save."""
+    # Started on demand, the tracker that comes with the helper would unblock the signal.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def write_model_files(config: ModelConfig, root: Path, tokenizer: str | Path | None) -> None:
+    """Write model.json and the tokenizer, on rank 0; the others wait.
+
+    model.json comes last: a folder without it is no model directory.
+    """
+    if dist.get_rank() == 0:
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, root / TOKENIZER)
+        config.write(root)
+    dist.barrier()

@@ -1,0 +1,88 @@
+"""The architecture of one model, as stored in ``model.json`` of a model directory.
+
+Covers the Llama family (Llama, Qwen, SmolLM, Mistral without window): RMSNorm before each block,
+SwiGLU, rotary positions, grouped-query attention.  Free of torch and Megatron, so that converters
+and checks import it cheaply.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+
+MODEL_FILE = "model.json"
+# Megatron's own default (make_vocab_size_divisible_by): every rank's columns are a multiple of a
+# GEMM tile.
+VOCAB_MULTIPLE = 128
+
+
+class ModelConfig(BaseModel):
+    """Sizes and switches of a Llama-like decoder.
+
+    vocab_size is the real vocabulary: the columns that may ever be predicted.  Padding is a matter
+    of the layout, see `padded_vocab_size`.  head_dim defaults to hidden_size /
+    num_attention_heads.
+    Raises pydantic.ValidationError (a ValueError) for unknown fields and impossible sizes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_layers: PositiveInt
+    hidden_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_query_groups: PositiveInt
+    ffn_hidden_size: PositiveInt
+    vocab_size: PositiveInt
+    max_position_embeddings: PositiveInt
+    rope_base: PositiveFloat = 10000.0
+    norm_epsilon: PositiveFloat = 1e-5
+    tie_embeddings: bool = False
+    qk_layernorm: bool = False
+    qkv_bias: bool = False
+    head_dim: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> ModelConfig:
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_query_groups ({self.num_query_groups})"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
+                f"({self.num_attention_heads}): set head_dim"
+            )
+        return self
+
+    @property
+    def kv_channels(self) -> int:
+        """Channels of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def padded_vocab_size(self, tensor_parallel: int) -> int:
+        """Rows of the embedding and of the output layer over all ranks.
+
+        vocab_size rounded up to a multiple of 128 * tensor_parallel: the rule of Megatron's
+        calculate_padded_vocab_size.
+        """
+        multiple = VOCAB_MULTIPLE * tensor_parallel
+        return -(-self.vocab_size // multiple) * multiple
+
+    @classmethod
+    def read(cls, model_dir: str | Path) -> ModelConfig:
+        """The configuration in DIR/model.json.  Raises FileNotFoundError or ValueError."""
+        path = Path(model_dir) / MODEL_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: {model_dir} is not a model directory "
+                "(make one with python -m bgkd_megatron.convert.from_hf)"
+            )
+        return cls.model_validate_json(path.read_text())
+
+    def write(self, model_dir: str | Path) -> None:
+        """Write DIR/model.json (the directory must exist)."""
+        text = json.dumps(self.model_dump(), indent=2) + "\n"
+        (Path(model_dir) / MODEL_FILE).write_text(text)

@@ -1,0 +1,56 @@
+"""Megatron's optimizer and schedule from the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from bgkd_megatron.megatron.config import OptimizerConfig
+
+__all__ = ["build_optimizer", "build_scheduler"]
+
+
+def build_optimizer(config: OptimizerConfig, model: Any, dtype: torch.dtype) -> MegatronOptimizer:
+    """AdamW on Megatron's DistributedDataParallel `model`, with fp32 master weights for bf16.
+
+    Weight decay leaves out norms and biases (Megatron's default).
+    """
+    return get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.betas[0],
+            adam_beta2=config.betas[1],
+            adam_eps=config.eps,
+            clip_grad=config.clip_grad,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+        ),
+        [model],
+    )
+
+
+def build_scheduler(
+    config: OptimizerConfig, optimizer: MegatronOptimizer, steps: int
+) -> OptimizerParamScheduler:
+    """The learning rate of each step.  Call step(1) before each update: the first step then has
+    the first rung of the warm-up (not 0) and the last one min_lr."""
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.warmup_steps,
+        lr_decay_steps=steps,
+        lr_decay_style=config.decay,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )

@@ -1,0 +1,80 @@
+"""Process groups and devices: torch.distributed and Megatron's parallel state, from start to end.
+
+Megatron is imported only where its groups are built, so that the launcher can let the processes
+talk to each other before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+__all__ = [
+    "device",
+    "init_distributed",
+    "init_model_parallel",
+    "process_groups",
+    "shutdown",
+]
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def device() -> torch.device:
+    """The device of this process: its own GPU, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def init_distributed() -> None:
+    """Join the processes that torchrun started; without torchrun the job is this one process.
+
+    NCCL and one GPU per process where CUDA is available, else gloo.
+    """
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if cuda else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def init_model_parallel(tensor_parallel_size: int = 1, *, seed: int = 0) -> None:
+    """Build Megatron's groups over all processes and seed its random number generators.
+
+    The world size must be a multiple of tensor_parallel_size; the quotient is the data-parallel
+    size.
+    """
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel_size)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def shutdown() -> None:
+    """Destroy Megatron's groups and leave torch.distributed; does nothing when not joined."""
+    if dist.is_initialized():
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def process_groups(tensor_parallel_size: int = 1, *, seed: int = 0) -> Iterator[None]:
+    """Everything a Megatron model needs, for the length of a with block (converters, tests)."""
+    init_distributed()
+    try:
+        init_model_parallel(tensor_parallel_size, seed=seed)
+        yield
+    finally:
+        shutdown()

@@ -1,0 +1,189 @@
+"""The training run: build or restore, step, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch.distributed as dist
+import yaml
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from bgkd_megatron.megatron import build, checkpoint_dir
+from bgkd_megatron.megatron.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.console import open_report, valid_line
+from bgkd_megatron.megatron.dataset import microbatches
+from bgkd_megatron.megatron.errors import RunError
+from bgkd_megatron.megatron.evaluation import evaluate, evaluation_loss
+from bgkd_megatron.megatron.loss import DistillationLoss, Microbatch, mean_metrics
+from bgkd_megatron.megatron.optimizer import build_optimizer, build_scheduler
+from bgkd_megatron.megatron.run_log import RunLog
+from bgkd_megatron.megatron.stop_signal import StopSignal
+from bgkd_megatron.objectives.hybrid import HybridObjective
+
+__all__ = ["train"]
+
+
+def train(config: TrainConfig) -> None:
+    """Run `config` from its latest checkpoint, or from the start, to its last step or to SIGTERM.
+
+    Needs the process groups of config.parallel.  Raises RunError when loss or gradient are not
+    finite; the latest checkpoint then stays as it is.
+    """
+    run = _Run(config)
+    try:
+        with StopSignal() as stop:
+            run.train_until(stop)
+    finally:
+        run.close()
+
+
+class _Run:
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.model_config = config.student.model()
+        vocab_size = self.model_config.vocab_size
+        teacher = build.build_teacher(config)
+        self.loss = DistillationLoss(
+            HybridObjective(config.objective, vocab_size),
+            vocab_size,
+            teacher if config.objective.needs_teacher else None,
+        )
+        self.valid_loss = evaluation_loss(config, vocab_size, teacher)
+        factory = build.dataset_factory(config, vocab_size)
+        self.train_set = factory.train(
+            config.data.train,
+            config.data.weights,
+            config.training.steps * config.training.global_batch_size,
+        )
+        self.valid_sets = build.valid_sets(config, factory)
+        self.state = _start(config, build.build_student(config, self.model_config))
+        checkpoint = checkpoint_dir.latest(config.checkpoint.dir)
+        if checkpoint is not None:
+            load_checkpoint(self.state, config, checkpoint)
+        # One rank tells; after the reduction of the metrics all know the same.
+        self.log = self.report = None
+        if dist.get_rank() == 0:
+            first_step = self.state.iteration
+            self.log = RunLog(config.logging.dir, first_step, config.logging.tensorboard)
+            self.report = open_report(config.training.steps, first_step)
+            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            (config.logging.dir / "config.yaml").write_text(settings)
+        if checkpoint is not None:
+            self._tell(f"continuing after step {self.state.iteration} from {checkpoint}")
+
+    def train_until(self, stop: StopSignal) -> None:
+        """All remaining steps, or those up to the stop signal; saves the last one."""
+        config, state = self.config, self.state
+        steps = config.training.steps
+        samples = range(
+            state.iteration * config.training.global_batch_size,
+            steps * config.training.global_batch_size,
+        )
+        batches = microbatches(self.train_set, samples, config.training.micro_batch_size)
+        if state.iteration == 0:
+            self._evaluate()
+        while state.iteration < steps:
+            metrics = self._step(batches)
+            state.iteration += 1
+            if self.log and self.report and state.iteration % config.logging.interval == 0:
+                self.log.train(state.iteration, metrics)
+                self.report.step(state.iteration, metrics)
+            stopping = stop.requested()
+            last = state.iteration == steps
+            interval = config.evaluation.interval
+            if last or (interval and state.iteration % interval == 0 and not stopping):
+                self._evaluate()
+            if last or stopping or state.iteration % config.checkpoint.interval == 0:
+                self._save()
+            if stopping:
+                self._tell(f"SIGTERM: stopped after step {state.iteration}; start again to go on")
+                return
+
+    def _step(self, batches: Iterator[Microbatch]) -> dict[str, float]:
+        """One update of the student from one global batch; returns the metrics of the step."""
+        start = time.monotonic()
+        config, state = self.config, self.state
+        state.model.zero_grad_buffer()
+        state.optimizer.zero_grad()
+        data_parallel = parallel_state.get_data_parallel_world_size()
+        micro_batch_size = config.training.micro_batch_size
+        reports = get_forward_backward_func()(
+            forward_step_func=self.loss.forward_step(state.iteration / config.training.steps),
+            data_iterator=batches,
+            model=state.model,
+            num_microbatches=config.training.global_batch_size
+            // (micro_batch_size * data_parallel),
+            seq_length=config.data.seq_length,
+            micro_batch_size=micro_batch_size,
+            forward_only=False,
+        )
+        metrics = mean_metrics(reports)
+        self._require_finite("loss", metrics["loss"])
+        state.scheduler.step(1)
+        _, grad_norm, _ = state.optimizer.step()
+        self._require_finite("gradient norm", grad_norm)
+        seconds = time.monotonic() - start
+        tokens = config.training.global_batch_size * config.data.seq_length
+        return {
+            **metrics,
+            "grad_norm": grad_norm,
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+        }
+
+    def _require_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise RunError(
+                f"step {self.state.iteration + 1}: the {name} is {value}; nothing was saved after "
+                "the latest checkpoint. Lower optimizer.lr or check the data of this step"
+            )
+
+    def _evaluate(self) -> None:
+        step = self.state.iteration
+        results = evaluate(
+            self.state.model,
+            self.valid_loss,
+            self.valid_sets,
+            self.config,
+            progress=step / self.config.training.steps,
+        )
+        for name, metrics in results.items():
+            if self.log:
+                self.log.valid(step, name, metrics)
+            self._tell(f"after step {step}, {valid_line(name, metrics)}")
+
+    def _save(self) -> None:
+        save_checkpoint(self.state, self.config, self.model_config, build.tokenizer(self.config))
+        self._tell(f"saved {checkpoint_dir.latest(self.config.checkpoint.dir)}")
+
+    def _tell(self, text: str) -> None:
+        if self.report:
+            self.report.message(text)
+
+    def close(self) -> None:
+        """Close the log; the checkpoints are complete at any time."""
+        if self.log and self.report:
+            self.report.close()
+            self.log.close()
+
+
+def _start(config: TrainConfig, student: GPTModel) -> TrainState:
+    """The state before the first step."""
+    student.config.finalize_model_grads_func = finalize_model_grads
+    model = DistributedDataParallel(
+        student.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), student
+    )
+    optimizer = build_optimizer(config.optimizer, model, build.dtype(config))
+    scheduler = build_scheduler(config.optimizer, optimizer, config.training.steps)
+    return TrainState(model, optimizer, scheduler)

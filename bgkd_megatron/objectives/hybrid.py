@@ -1,0 +1,108 @@
+"""The hybrid objective: per-token statistics in, per-token losses out.
+
+Plain PyTorch on [N] vectors; knows neither logits nor process groups.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bgkd_megatron.objectives.config import ObjectiveConfig
+from bgkd_megatron.objectives.divergence import DIVERGENCES
+from bgkd_megatron.objectives.weighting import WEIGHTINGS, Weighting
+from bgkd_megatron.statistics import Feature, VocabStats
+
+__all__ = ["HybridObjective", "TokenLosses"]
+
+# What metrics.token_metrics reads, without and with a teacher.  It costs no further sweep.
+_STUDENT_METRICS = Feature.LABEL | Feature.STUDENT_ENTROPY
+_TEACHER_METRICS = (
+    Feature.TEACHER | Feature.FORWARD_KL | Feature.REVERSE_KL | Feature.TEACHER_ENTROPY
+)
+
+
+class TokenLosses(NamedTuple):
+    """Losses of N tokens: each Tensor [N], float32, nats, 0 on rows that are not valid."""
+
+    loss: Tensor
+    """soft_weight * soft + (1 - soft_weight) * hard"""
+    hard: Tensor
+    """-log q(label)"""
+    soft: Tensor
+    """divergence of teacher and student; 0 when the objective has no soft term"""
+    soft_weight: Tensor
+    """w, no gradient"""
+
+
+class HybridObjective:
+    """loss = w * soft + (1 - w) * hard for each token, as `config` says.
+
+    Sum the losses and divide by the number of valid tokens of the global batch: one denominator
+    for both terms, so the result depends on neither micro-batches nor ranks.
+
+    vocab_size: real (unpadded) vocabulary common to teacher and student, at least 2.
+    weighting: a weighting of your own in place of `config.weighting`.
+    Raises ValueError for an impossible vocab_size.
+    """
+
+    features: Feature
+    """What vocab_stats must compute for the loss and for the metrics.
+    Without labels leave out Feature.LABEL: only hard_label="data" needs it."""
+    power_exponent: float
+
+    def __init__(
+        self, config: ObjectiveConfig, vocab_size: int, weighting: Weighting | None = None
+    ) -> None:
+        if vocab_size < 2:
+            raise ValueError(f"HybridObjective: vocab_size must be at least 2, got {vocab_size}")
+        self.config = config
+        self._weighting = weighting or WEIGHTINGS[config.weighting](config, vocab_size)
+        self._divergence = None
+        self.features = _STUDENT_METRICS
+        if weighting is not None or config.has_soft_term:
+            self._divergence = DIVERGENCES[config.soft](config)
+            self.features |= self._weighting.features | self._divergence.features
+        if weighting is not None or config.needs_teacher:
+            self.features |= _TEACHER_METRICS
+        self.power_exponent = self._weighting.power_exponent
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the softened statistics."""
+        return self.config.temperature
+
+    def __call__(self, stats: VocabStats, progress: float = 0.0) -> TokenLosses:
+        """Losses of the tokens of `stats`; gradients flow into the student's statistics only.
+
+        progress: part of the run that is done, in [0, 1].
+        Raises ValueError for another progress, or when a statistic is missing.
+        """
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress must be in [0, 1] (steps done / steps), got {progress}")
+        hard = self._hard(stats)
+        if self._divergence is None:
+            soft = soft_weight = torch.zeros_like(hard.detach())
+            loss = hard
+        else:
+            soft = self._divergence.value(stats)
+            with torch.no_grad():
+                soft_weight = self._weighting.soft_weight(stats, progress)
+                # Masked before it is multiplied: 0 * NaN would put NaN into the gradient.
+                soft_weight = torch.where(stats.valid, soft_weight, 0.0)
+            loss = soft_weight * soft + (1.0 - soft_weight) * hard
+        # Statistics of rows that are not valid are 0, so both branches of `where` are finite.
+        return TokenLosses(
+            loss=torch.where(stats.valid, loss, 0.0),
+            hard=torch.where(stats.valid, hard, 0.0),
+            soft=torch.where(stats.valid, soft, 0.0),
+            soft_weight=soft_weight,
+        )
+
+    def _hard(self, stats: VocabStats) -> Tensor:
+        """-log q(label), [N]."""
+        if self.config.hard_label == "data":
+            return -stats.require("student_label_logprob")
+        return -stats.require("student_logprob_at_teacher_argmax")

@@ -1,0 +1,51 @@
+"""Per-token metrics from the statistics that the loss has already paid for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bgkd_megatron.objectives.hybrid import TokenLosses
+from bgkd_megatron.statistics import VocabStats
+
+__all__ = ["token_metrics"]
+
+
+@torch.no_grad()
+def token_metrics(
+    stats: VocabStats, losses: TokenLosses, labels: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Metrics of N tokens: each Tensor [N] float32, without gradient, 0 on rows that are not valid.
+
+    labels: [N] int64 global ids, needed for the accuracies.
+    A metric is there when its statistics are:
+
+    always                           loss, hard_loss, soft_loss, soft_weight: the objective's
+    entropies, KLs (temperature 1)   student_entropy, teacher_entropy, forward_kl, reverse_kl
+    log-probabilities of the label   nll, teacher_nll
+    argmax, with labels              accuracy, teacher_accuracy: is it the label
+    the teacher's maximum            teacher_confidence = max p; agreement of the two argmax
+    """
+    metrics = {
+        "loss": losses.loss,
+        "hard_loss": losses.hard,
+        "soft_loss": losses.soft,
+        "soft_weight": losses.soft_weight,
+    }
+    for name in ("student_entropy", "teacher_entropy", "forward_kl", "reverse_kl"):
+        if (value := getattr(stats, name)) is not None:
+            metrics[name] = value
+    if stats.student_label_logprob is not None:
+        metrics["nll"] = -stats.student_label_logprob
+    if stats.teacher_label_logprob is not None:
+        metrics["teacher_nll"] = -stats.teacher_label_logprob
+    if stats.teacher_max_logprob is not None:
+        metrics["teacher_confidence"] = stats.teacher_max_logprob.exp()
+    if stats.teacher_argmax is not None:
+        metrics["agreement"] = stats.student_argmax == stats.teacher_argmax
+    if labels is not None:
+        metrics["accuracy"] = stats.student_argmax == labels
+        if stats.teacher_argmax is not None:
+            metrics["teacher_accuracy"] = stats.teacher_argmax == labels
+    zero = torch.zeros_like(stats.student_lse)
+    return {name: torch.where(stats.valid, value, zero) for name, value in metrics.items()}

@@ -1,0 +1,1 @@
+"""Teachers: where the teacher's last hidden states and output weight come from."""

@@ -1,0 +1,75 @@
+"""The comparison as a user runs it, at a size where only its completeness can be judged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cpu_loss.py"
+# Without the compiled ones: they take half a minute.
+VARIANTS = (
+    "ours_hybrid", "eager_hybrid", "ours_kl", "eager_kl", "lean_kl", "modelopt", "liger_logits",
+    "ours_head", "head_alone", "liger",
+)  # fmt: skip
+OTHER_PACKAGES = {"modelopt", "liger_logits", "liger"}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    command = [
+        sys.executable, SCRIPT, "--tokens", "9", "--vocab", "1000,2001", "--repetitions", "1",
+        "--threads", "1", "--variants", ",".join(VARIANTS),
+        "--json", folder / "out.json", "--markdown", folder / "out.md",
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return json.loads((folder / "out.json").read_text()), (folder / "out.md").read_text()
+
+
+def test_every_variant_has_a_row_at_every_setting(output):
+    results = output[0]["results"]
+    settings = [(result["vocab_size"], result["dtype"]) for result in results]
+    assert settings == [(1000, "fp32"), (1000, "bf16"), (2001, "fp32"), (2001, "bf16")]
+    for result in results:
+        assert [row["variant"] for row in result["rows"]] == list(VARIANTS)
+        assert result["copy_gb_per_s"] > 0
+
+
+def test_rows_are_measured_and_right_or_say_why_not(output):
+    for result in output[0]["results"]:
+        for row in result["rows"]:
+            if row["status"] == "skipped":
+                assert row["variant"] in OTHER_PACKAGES
+                assert row["reason"]
+                continue
+            assert row["total_ms"] > 0
+            assert row["times_ours"] > 0
+            assert row["extra_bytes"] >= 0
+            assert row["bytes_per_pair"] > 0
+            if row["variant"] not in OTHER_PACKAGES:
+                assert row["status"] == "ok", row["reason"]
+
+
+def test_bytes_of_ours_are_two_reads_and_one_write_of_the_gradient(output):
+    for result, element_size in zip(output[0]["results"], (4, 2, 4, 2), strict=True):
+        rows = {row["variant"]: row for row in result["rows"]}
+        logits = 5 * element_size  # forward reads two, backward reads two and writes one
+        assert logits < rows["ours_kl"]["bytes_per_pair"] < 1.2 * logits
+        assert rows["lean_kl"]["bytes_per_pair"] > 2 * logits
+
+
+def test_markdown_has_the_machine_and_all_rows(output):
+    document, markdown = output
+    assert document["machine"]["cpu"] in markdown
+    for row in document["results"][0]["rows"]:
+        assert markdown.count(f"| {row['title']} ") == len(document["results"])
+
+
+def test_refuses_a_variant_it_does_not_know():
+    command = [sys.executable, SCRIPT, "--variants", "ours_kl,apex"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "'apex' is none of ours_hybrid, " in run.stderr

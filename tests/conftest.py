@@ -1,0 +1,1 @@
+"""Being here puts tests/ on sys.path, so that test modules can import their helpers."""

@@ -1,0 +1,29 @@
+"""Real processes: the operator on 2, 3 and 4 ranks equals one rank, with one collective.
+
+2 ranks: the smallest; 3: no vocabulary of a power of two divides; 4: merges of merged shards.
+One rank is test_vocab_stats.py.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from launch import run_cases
+from tensor_parallel_cases import CASES, SLOW_CASES
+
+CASES_OF_SIZE = {2: CASES | SLOW_CASES, 3: CASES, 4: CASES}
+
+
+@functools.cache
+def failures(size: int) -> dict[str, str]:
+    """What failed, by case, in the one launch of this world size."""
+    return run_cases(size, CASES_OF_SIZE[size])
+
+
+@pytest.mark.parametrize(
+    ("size", "case"), [(size, case) for size, cases in CASES_OF_SIZE.items() for case in cases]
+)
+def test_tensor_parallel(size: int, case: str) -> None:
+    if report := failures(size)[case]:
+        pytest.fail(report, pytrace=False)

@@ -1,0 +1,129 @@
+"""The tiny world of the checks: models, datasets, configurations, layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from megatron.core.models.gpt import GPTModel
+
+from bgkd_megatron.megatron import parallel
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.model import build_model, load_weights, save_model_dir
+from bgkd_megatron.megatron.model_config import ModelConfig
+
+SEQ_LENGTH = 16
+# 768 = 128 * 6 needs no padding on 1, 2 and 3 ranks; 301 is padded to 384, 512 and 384.
+VOCAB_EVEN, VOCAB_PADDED = 768, 301
+
+_SHAPE: dict[str, Any] = {
+    "num_attention_heads": 6,
+    "num_query_groups": 6,
+    "max_position_embeddings": 32,
+    "qk_layernorm": True,  # its gradient is summed over ranks by a path of its own
+}
+
+
+def student_config(vocab_size: int) -> ModelConfig:
+    return ModelConfig(
+        num_layers=2, hidden_size=48, ffn_hidden_size=96, vocab_size=vocab_size, **_SHAPE
+    )
+
+
+def teacher_config(vocab_size: int) -> ModelConfig:
+    """Another depth and width, and tied embeddings."""
+    return ModelConfig(
+        num_layers=3,
+        hidden_size=96,
+        ffn_hidden_size=192,
+        vocab_size=vocab_size,
+        tie_embeddings=True,
+        **_SHAPE,
+    )
+
+
+def create(workspace: Path) -> None:
+    """Write models (each vocabulary) and datasets.  On one process."""
+    with layout():
+        for vocab_size in (VOCAB_EVEN, VOCAB_PADDED):
+            for role, config in (
+                ("student", student_config(vocab_size)),
+                ("teacher", teacher_config(vocab_size)),
+            ):
+                model = build_model(config, seed=vocab_size)
+                spread(model)
+                save_model_dir(model, config, workspace / f"{role}_{vocab_size}")
+    rng = np.random.default_rng(0)
+    write_dataset(workspace / "plain", [rng.integers(0, VOCAB_PADDED, n) for n in (40, 9, 70, 25)])
+    # Documents shorter and longer than a sample; what is masked differs from sample to sample.
+    documents = [rng.integers(0, VOCAB_PADDED, n) for n in rng.integers(3, 60, 20)]
+    masks = [(rng.random(len(d)) < rng.random()).astype(np.uint8) for d in documents]
+    write_dataset(workspace / "masked", documents, masks)
+
+
+@torch.no_grad()
+def spread(model: GPTModel) -> None:
+    """Larger weights: fresh ones give nearly uniform distributions, on which all losses agree."""
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            weight.mul_(5.0)
+
+
+def write_dataset(
+    prefix: Path, documents: list[np.ndarray], masks: list[np.ndarray] | None = None
+) -> None:
+    parts = [("", documents, np.uint16)]
+    if masks is not None:
+        parts.append((".loss_mask", masks, np.uint8))
+    for suffix, sequences, dtype in parts:
+        builder = IndexedDatasetBuilder(f"{prefix}{suffix}.bin", dtype=dtype)
+        for sequence in sequences:
+            builder.add_document(sequence.tolist(), [len(sequence)])
+        builder.finalize(f"{prefix}{suffix}.idx")
+
+
+@contextmanager
+def layout(tensor_parallel: int = 1, seed: int = 0) -> Iterator[None]:
+    """Megatron's groups with this tensor-parallel size over all processes."""
+    parallel.init_model_parallel(tensor_parallel, seed=seed)
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def load(workspace: Path, role: str, vocab_size: int, **options: Any) -> GPTModel:
+    model_dir = workspace / f"{role}_{vocab_size}"
+    model = build_model(ModelConfig.read(model_dir), **options)
+    load_weights(model, model_dir)
+    return model
+
+
+def run_config(workspace: Path, name: str, **sections: dict[str, Any]) -> TrainConfig:
+    """A run of four steps in WORKSPACE/NAME; `sections` replace single settings."""
+    settings: dict[str, dict[str, Any]] = {
+        "student": {"model_dir": workspace / f"student_{VOCAB_PADDED}"},
+        "teacher": {"model_dir": workspace / f"teacher_{VOCAB_PADDED}"},
+        "data": {
+            "train": [str(workspace / "plain"), str(workspace / "masked")],
+            "valid": {"held out": str(workspace / "masked")},
+            "seq_length": SEQ_LENGTH,
+        },
+        "parallel": {},
+        # With eps this large an update is nearly proportional to the gradient; Adam's usual one
+        # turns the rounding errors of tiny gradients into full steps.
+        "optimizer": {"lr": 0.3, "warmup_steps": 2, "eps": 1.0},
+        "training": {"global_batch_size": 4, "steps": 4, "precision": "fp32"},
+        "checkpoint": {"dir": workspace / name / "checkpoints", "interval": 2},
+        "logging": {"dir": workspace / name, "tensorboard": False},
+        "objective": {},
+    }
+    for section, values in sections.items():
+        settings[section] |= values
+    return TrainConfig.model_validate(settings)

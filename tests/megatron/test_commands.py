@@ -1,0 +1,90 @@
+"""The commands as a user starts them: exit codes, SIGTERM, messages."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from conftest import one_thread, run_command, torchrun
+
+TRAIN = ("-m", "bgkd_megatron.train")
+EVALUATE = ("-m", "bgkd_megatron.evaluate")
+
+
+@pytest.fixture
+def config(run_checks, workspace: Path, tmp_path: Path) -> Path:
+    """A run of many steps in tmp_path, on the models and datasets of the checks."""
+    run_checks(1)
+    settings: dict[str, Any] = {
+        "student": {"model_dir": f"{workspace}/student_301"},
+        "teacher": {"model_dir": f"{workspace}/teacher_301"},
+        "data": {
+            "train": [f"{workspace}/masked"],
+            "valid": {"held_out": f"{workspace}/plain"},
+            "seq_length": 16,
+        },
+        "parallel": {"tensor_parallel": 2},
+        "optimizer": {"lr": 0.01},
+        "training": {"global_batch_size": 2, "steps": 1000, "precision": "fp32"},
+        "checkpoint": {"dir": f"{tmp_path}/checkpoints", "interval": 2},
+        "logging": {"dir": f"{tmp_path}/log"},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_sigterm_saves_and_exits_0(config: Path, tmp_path: Path) -> None:
+    """As a batch system does it: the signal reaches every process of the job but the launcher."""
+    command = torchrun(2, *TRAIN, "--config", config)
+    with subprocess.Popen(command, env=one_thread(), stdout=subprocess.PIPE, text=True) as job:
+        try:
+            assert job.stdout is not None
+            for line in job.stdout:
+                if line.startswith("step 5/"):
+                    break
+            for process in psutil.Process(job.pid).children(recursive=True):
+                process.send_signal(signal.SIGTERM)
+            output = job.stdout.read()
+            assert job.wait() == 0, output
+        finally:
+            job.kill()
+    assert "SIGTERM: stopped after step" in output
+    last = (tmp_path / "checkpoints" / "latest").read_text().strip()
+    lines = (tmp_path / "log" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == int(last.removeprefix("iter_")) >= 5
+    assert list((tmp_path / "log" / "tensorboard").iterdir())
+
+    checkpoint = tmp_path / "checkpoints" / last
+    output_file = tmp_path / "result.json"
+    overrides = (f"student.model_dir={checkpoint}", "parallel.tensor_parallel=1")
+    evaluation = run_command(
+        torchrun(1, *EVALUATE, "--config", config, "--output", output_file, *overrides)
+    )
+    assert evaluation.returncode == 0, evaluation.stderr
+    result = json.loads(output_file.read_text())["held_out"]
+    assert f"held_out: student NLL {result['nll']:.4f}" in evaluation.stdout
+    assert result["forward_kl"] < json.loads(lines[0])["forward_kl"]
+
+
+def test_mistakes_are_told_once(config: Path) -> None:
+    process = run_command(torchrun(2, *TRAIN, "--config", config, "data.seq_length=100"))
+    assert process.returncode != 0
+    assert process.stderr.count("above the student's max_position_embeddings=32") == 1
+    # Only torchrun's own report of the exit code has a traceback.
+    assert "bgkd_megatron/" not in process.stderr
+    assert "exitcode  : 2" in process.stderr
+
+
+def test_failed_run_is_told_once(config: Path) -> None:
+    process = run_command(torchrun(2, *TRAIN, "--config", config, "optimizer.lr=1e30"))
+    assert process.returncode != 0
+    assert process.stderr.count("error: step 2: the ") == 1
+    assert "bgkd_megatron/" not in process.stderr
+    assert "exitcode  : 1" in process.stderr

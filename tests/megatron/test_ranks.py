@@ -1,0 +1,64 @@
+"""The checks of ranks/, reported one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+ALWAYS = """
+fresh_weights_do_not_depend_on_the_layout
+logits_do_not_depend_on_the_layout
+padding_is_zero
+teacher_is_frozen
+hard_loss_is_megatrons_cross_entropy
+nothing_to_learn_gives_zero
+dense_formula_hard_only
+dense_formula_entropy
+dense_formula_confidence_reverse_kl
+dense_formula_tsallis_at_temperature_2
+dense_formula_curriculum_on_teacher_argmax
+""".split()
+CHECKS = {
+    1: [
+        "valid_set_holds_every_token_once",
+        "labels_follow_the_loss_mask",
+        "restart_continues_the_order",
+        "blend_follows_weights",
+        "bad_datasets_are_refused",
+        *ALWAYS,
+        "run_learns",
+        "resume_is_bitwise",
+        "evaluation_of_a_checkpoint",
+        "not_finite_is_an_error",
+        "bf16_run",
+        "fresh_student_without_teacher",
+    ],
+    2: [
+        "ranks_share_a_batch",
+        *ALWAYS,
+        "sequence_parallel_teacher_states",
+        "run_on_tp_2",
+        "resume_on_another_layout",
+        "run_on_dp_2",
+        "run_on_sequence_parallel",
+        "sigterm_then_resume_is_bitwise",
+    ],
+    3: [
+        *ALWAYS,
+        "sequence_parallel_teacher_states",
+        "run_on_tp_3",
+        "resume_on_another_layout",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("processes", "name"), [(n, name) for n, names in CHECKS.items() for name in names]
+)
+def test_check(run_checks, processes: int, name: str) -> None:
+    error = run_checks(processes)[name]
+    assert not error, error
+
+
+@pytest.mark.parametrize("processes", CHECKS)
+def test_no_check_is_forgotten(run_checks, processes: int) -> None:
+    assert sorted(run_checks(processes)) == sorted(CHECKS[processes])

@@ -1,0 +1,331 @@
+"""The operator's manners: refusals, memory, determinism, torch.library and torch.compile."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vocab_inputs import ALL_FEATURES, computed, contract, make_labels, make_logits, upstream
+
+from bgkd_megatron import ops
+from bgkd_megatron.loss import hybrid_loss
+from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
+from bgkd_megatron.statistics import Feature, VocabStats
+from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
+
+VOCAB, COLUMNS = 127, 130
+SHARD = VocabShard.even(VOCAB, COLUMNS)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """Good arguments of vocab_stats but for `changes`."""
+    good = {
+        "student_logits": make_logits(6, COLUMNS, seed=0),
+        "teacher_logits": make_logits(6, COLUMNS, seed=1),
+        "labels": make_labels(6, VOCAB, seed=2),
+        "shard": SHARD,
+        "features": ALL_FEATURES,
+    }
+    return good | changes
+
+
+def stats_and_gradient(z: Tensor, **changes: Any) -> tuple[VocabStats, Tensor]:
+    leaf = z.detach().clone().requires_grad_()
+    stats = vocab_stats(**arguments(student_logits=leaf * 1.0, **changes))
+    (gradient,) = torch.autograd.grad(contract(stats, upstream(stats, seed=3)), leaf)
+    return stats, gradient
+
+
+# ---- refusals: each message says what was expected and what came
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    # dtype
+    (
+        {"student_logits": torch.zeros(6, COLUMNS, dtype=torch.float64)},
+        TypeError,
+        "student_logits must be float32, bfloat16 or float16, got Double",
+    ),
+    (
+        {"teacher_logits": torch.zeros(6, COLUMNS, dtype=torch.bfloat16)},
+        TypeError,
+        "teacher_logits must have the student's dtype Float, got BFloat16",
+    ),
+    (
+        {"labels": torch.zeros(6, dtype=torch.int32)},
+        TypeError,
+        "labels must be int64, got Int",
+    ),
+    # shape and memory
+    (
+        {"student_logits": torch.zeros(2, 3, COLUMNS)},
+        ValueError,
+        "student_logits must be [N, V_local], got shape [2, 3, 130]",
+    ),
+    (
+        {"student_logits": torch.zeros(6, COLUMNS + 1)},
+        ValueError,
+        "the shard describes 130 local columns, student_logits have shape (6, 131)",
+    ),
+    (
+        {"student_logits": torch.zeros(COLUMNS, 6).T},
+        ValueError,
+        "student_logits must be contiguous along the vocabulary (stride 1), got strides [1, 6]",
+    ),
+    (
+        {"teacher_logits": torch.zeros(5, COLUMNS)},
+        ValueError,
+        "teacher_logits must have the student's 6 rows, got shape [5, 130]",
+    ),
+    (
+        {"teacher_logits": torch.zeros(6, VOCAB - 1)},
+        ValueError,
+        "the student's holds 127 of the 127 real ones and the teacher's 126",
+    ),
+    (
+        {"labels": torch.zeros(7, dtype=torch.int64)},
+        ValueError,
+        "labels must be a contiguous [6], one global token id per row of the logits, got shape [7]",
+    ),
+    # device
+    (
+        {"student_logits": torch.zeros(6, COLUMNS, device="meta")},
+        ValueError,
+        "student_logits are on meta, this build has kernels for cpu",
+    ),
+    # values
+    (
+        {"labels": torch.tensor([0, 1, VOCAB, 3, 4, 5])},
+        ValueError,
+        "labels[2] = 127 is outside the vocabulary of 127 token ids",
+    ),
+    (
+        {"labels": torch.tensor([0, -1, 2, 3, 4, 5])},
+        ValueError,
+        "labels[1] = -1 is outside the vocabulary of 127 token ids",
+    ),
+    *(
+        (
+            {"temperature": value},
+            ValueError,
+            f"temperature must be a finite number above 0, got {shown}",
+        )
+        for value, shown in [(0.0, "0"), (-1.0, "-1"), (math.nan, "nan"), (math.inf, "inf")]
+    ),
+    (
+        {"power_exponent": 0.0},
+        ValueError,
+        "power_exponent must be a finite number above 0, got 0",
+    ),
+    # what goes together
+    (
+        {"features": Feature.FORWARD_KL, "teacher_logits": None},
+        ValueError,
+        "features 4 asks for statistics of a teacher without",
+    ),
+    ({"teacher_logits": None}, ValueError, "got the feature without teacher_logits"),
+    (
+        {"features": Feature.LABEL},
+        ValueError,
+        "got teacher_logits without the feature",
+    ),
+    ({"labels": None}, ValueError, "the LABEL feature needs labels, got None"),
+    (
+        {"teacher_logits": torch.zeros(6, COLUMNS, requires_grad=True)},
+        ValueError,
+        "teacher_logits require a gradient, but the teacher is a constant here",
+    ),
+    (
+        {
+            "student_logits": torch.zeros(6, COLUMNS, requires_grad=True),
+            "inplace_backward": True,
+        },
+        ValueError,
+        "inplace_backward would overwrite student_logits, which are a leaf tensor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), REFUSED)
+def test_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^vocab_stats: .*{re.escape(message)}") as raised:
+        vocab_stats(**arguments(**changes))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ((0, 0, 10), "vocab_size must be at least 1.* got vocab_size=0"),
+        ((10, -1, 10), "start and num_columns at least 0, got .*start=-1"),
+        ((10, 5, 10), "one rank must hold all 10 token ids, got columns for 10 from id 5 on"),
+        ((10, 0, 9), "one rank must hold all 10 token ids, got columns for 9 from id 0 on"),
+    ],
+)
+def test_shard_refuses(cut: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VocabShard(*cut)
+    if cut == (10, 0, 9):
+        with pytest.raises(ValueError, match=r"hold \[9\] columns, together fewer than .* 10"):
+            VocabShard.even(10, 9)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    z = make_logits(2, COLUMNS, seed=0).requires_grad_()
+    labels = torch.tensor([1, 2])
+    stats = vocab_stats(z, None, labels, shard=SHARD, features=Feature.LABEL)
+    (gradient,) = torch.autograd.grad(stats.student_lse.square().sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_inplace_backward_overwrites_the_logits(dtype: torch.dtype) -> None:
+    """The gradient that leaves the operator lies in the logits' memory, with the same bits."""
+    z, t = (make_logits(6, COLUMNS, seed, dtype) for seed in (0, 1))
+    z[:, VOCAB:] = math.nan
+    gradients: dict[bool, Tensor] = {}
+    for inplace in (False, True):
+        leaf = z.clone().requires_grad_()
+        logits = leaf * 1.0
+        before = logits.detach().clone()
+        arrived: list[Tensor] = []
+        logits.register_hook(arrived.append)
+        stats = vocab_stats(
+            **arguments(student_logits=logits, teacher_logits=t, inplace_backward=inplace)
+        )
+        (gradients[inplace],) = torch.autograd.grad(contract(stats, upstream(stats, seed=3)), leaf)
+        assert (arrived[0].data_ptr() == logits.data_ptr()) == inplace
+        unchanged = logits.detach().nan_to_num(7.0).equal(before.nan_to_num(7.0))
+        assert unchanged != inplace
+    assert gradients[True].equal(gradients[False])
+
+
+def test_inplace_backward_is_noticed_by_others_who_saved_the_logits() -> None:
+    """They get PyTorch's error, not gradients in place of logits."""
+    leaf = make_logits(6, COLUMNS, seed=0).requires_grad_()
+    logits = leaf * 1.0
+    other = (logits**2).sum()
+    stats = vocab_stats(**arguments(student_logits=logits, inplace_backward=True))
+    (gradient,) = torch.autograd.grad(stats.student_lse.sum(), logits, retain_graph=True)
+    assert gradient.data_ptr() == logits.data_ptr()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stats.student_lse.sum().backward()
+
+
+def test_no_graph_for_a_student_without_gradient() -> None:
+    stats = vocab_stats(**arguments())
+    assert not any(value.requires_grad for value in computed(stats).values())
+    z = make_logits(6, COLUMNS, seed=0).requires_grad_()
+    with torch.no_grad():
+        stats = vocab_stats(**arguments(student_logits=z, inplace_backward=False))
+    assert not any(value.requires_grad for value in computed(stats).values())
+
+
+def test_only_student_statistics_carry_a_gradient() -> None:
+    stats = vocab_stats(**arguments(student_logits=make_logits(6, COLUMNS, 0).requires_grad_()))
+    for name, value in computed(stats).items():
+        constant = name in ("valid", "student_argmax") or name.startswith("teacher_")
+        assert value.requires_grad != constant, name
+
+
+# ---- determinism
+
+
+def test_same_bits_for_any_number_of_threads_and_on_repetition() -> None:
+    z, t = make_logits(64, 4099, seed=0), make_logits(64, 4099, seed=1)
+    changes = {
+        "teacher_logits": t,
+        "labels": make_labels(64, 4099, seed=2),
+        "shard": VocabShard.even(4099, 4099),
+        "temperature": 2.0,
+    }
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for number in (1, 2, 3, 1):
+            torch.set_num_threads(number)
+            results.append(stats_and_gradient(z, **changes))
+    finally:
+        torch.set_num_threads(threads)
+    for stats, gradient in results[1:]:
+        assert gradient.equal(results[0][1])
+        for name, value in computed(stats).items():
+            assert value.equal(results[0][0].require(name)), name
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_older_processors(capability: str) -> None:
+    """One build holds the kernels of several instruction sets; PyTorch's switch picks another."""
+    script = "from bgkd_megatron import ops; print(ops.build_info()['cpu_kernels'])"
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    name = subprocess.run(
+        [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if name != capability.upper():
+        pytest.skip(f"ATEN_CPU_CAPABILITY={capability} gives the {name} kernels on this machine")
+    tests = Path(__file__).with_name("test_vocab_stats.py")
+    chosen = "each or ties or exclude or argmax or (rows_of_a_bigger_tensor and 7-)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    result = subprocess.run(
+        [*command, "-k", chosen], env=environment, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+
+
+# ---- torch.library and torch.compile
+
+
+def operator_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
+    z, t = (make_logits(6, COLUMNS, seed, dtype) for seed in (0, 1))
+    labels = make_labels(6, VOCAB, seed=2)
+    features = int(ALL_FEATURES)
+    scalars = (features, 2.0, 0.5, -100)
+    partial = ops.vocab_stats(z, t, labels, VOCAB, 0, *scalars)[None]
+    stats = ops.merge_stats(partial, labels, *scalars)
+    backward = (t, labels, VOCAB, 0, features, 2.0, -100)
+    return {
+        "vocab_stats": (z, t, labels, VOCAB, 0, *scalars),
+        "merge_stats": (partial, labels, *scalars),
+        "vocab_stats_backward": (stats, torch.ones_like(stats), z, *backward),
+        "vocab_stats_backward_": (z, stats, torch.ones_like(stats), *backward),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", operator_arguments(torch.float32))
+def test_opcheck(name: str, dtype: torch.dtype) -> None:
+    torch.library.opcheck(getattr(ops, name), operator_arguments(dtype)[name])
+
+
+@pytest.mark.parametrize("inplace_backward", [False, True])
+def test_compiles_whole(inplace_backward: bool) -> None:
+    objective = HybridObjective(ObjectiveConfig(entropy="tsallis", temperature=2.0), VOCAB)
+    t, labels = make_logits(6, COLUMNS, seed=1), make_labels(6, VOCAB, seed=2)
+
+    def step(leaf: Tensor) -> Tensor:
+        logits = leaf * 1.0
+        losses, _ = hybrid_loss(
+            logits, t, labels, objective, shard=SHARD, inplace_backward=inplace_backward
+        )
+        return losses.loss.sum()
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaf = make_logits(6, COLUMNS, seed=0).requires_grad_()
+        loss = function(leaf)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
