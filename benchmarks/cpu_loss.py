@@ -32,13 +32,14 @@ from rich.console import Console
 # Logits of about 70 MiB in fp32: more than the last-level cache, little enough to run anywhere.
 _DEFAULT_LOGITS = 1 << 24
 _QUIET_LOAD = 0.5
-_TABLE_WIDTH = 120
+_TABLE_WIDTH = 140
 
 
 def main() -> None:
     options = _parse()
     console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)
+    if not console.is_terminal:
+        console.width = _TABLE_WIDTH
     torch.set_num_threads(options.threads)
     machine = machine_facts()
     for line in report.header(machine):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bgkd_megatron.objectives import HybridObjective, TokenLosses
-from bgkd_megatron.statistics import VocabStats
+from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
 
 
@@ -27,12 +27,15 @@ def hybrid_loss(
     (schedules). Nothing is averaged: sum `losses.loss` and divide by the global number of valid
     tokens.
     """
+    features = objective.features
+    if labels is None:
+        features &= ~Feature.LABEL  # metrics need it; whether the loss does, the objective says
     stats = vocab_stats(
         student_logits,
         teacher_logits,
         labels,
         shard=shard,
-        features=objective.features,
+        features=features,
         temperature=objective.temperature,
         power_exponent=objective.power_exponent,
         ignore_index=ignore_index,

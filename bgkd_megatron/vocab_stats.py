@@ -16,10 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bgkd_megatron import ops
 from bgkd_megatron.statistics import Feature, VocabStats
+
+# torch 2.13 renamed it, and warns of the old name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class VocabShard:
         if dist.get_backend(tp_group) == "nccl":
             mine = mine.cuda()
         widths = mine.new_empty(tp_group.size())
-        dist.all_gather_into_tensor(widths, mine, group=tp_group)
+        _all_gather(widths, mine, group=tp_group)
         _check_coverage(vocab_size, widths.tolist())
         return cls(vocab_size, int(widths[: tp_group.rank()].sum()), num_columns, tp_group)
 
@@ -128,7 +130,7 @@ class _GlobalStats(torch.autograd.Function):
         gathered = partial
         if shard.tp_size > 1:
             gathered = partial.new_empty((shard.tp_size * partial.shape[0], partial.shape[1]))
-            dist.all_gather_into_tensor(gathered, partial, group=shard.tp_group)
+            _all_gather(gathered, partial, group=shard.tp_group)
         gathered = gathered.view(shard.tp_size, *partial.shape)
         global_stats = ops.merge_stats(gathered, labels, *scalars)
         ctx.save_for_backward(student_logits, teacher_logits, labels, global_stats)
@@ -136,8 +138,11 @@ class _GlobalStats(torch.autograd.Function):
         return global_stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "vocab_stats has no second derivative: call backward() without create_graph=True"
+            )
         student_logits, teacher_logits, labels, global_stats = ctx.saved_tensors
         options: _StatsOptions = ctx.options
         shard = options.shard

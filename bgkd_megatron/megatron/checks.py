@@ -134,9 +134,10 @@ def _tokens(path: Path) -> dict[str, int] | None:
 
 def _dataset_problems(prefix: str, student: ModelConfig | None) -> Iterator[str]:
     for suffix in (".bin", ".idx"):
-        if not Path(prefix + suffix).is_file():
+        path = Path(prefix + suffix)
+        if not path.is_file() or path.stat().st_size == 0:
             yield (
-                f"{prefix}{suffix} does not exist: make the dataset with "
+                f"{path} does not exist or is empty: make the dataset with "
                 f"python -m bgkd_megatron.data.prepare --output {prefix}"
             )
             return

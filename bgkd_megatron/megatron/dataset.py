@@ -87,11 +87,13 @@ class _Vocabulary:
     """The little that GPTDataset asks of a tokenizer when the text is tokenized already."""
 
     vocab_size: int
+    versions: list[str]
     eod: None = None  # documents are joined without resetting positions or masks
 
     @property
-    def unique_identifiers(self) -> dict[str, int]:
-        return {"vocab_size": self.vocab_size}
+    def unique_identifiers(self) -> dict[str, object]:
+        """Part of the name of Megatron's index of samples, which else would outlive the data."""
+        return {"vocab_size": self.vocab_size, "versions": self.versions}
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class DatasetFactory:
             sequence_length=self.seq_length,
             blend_per_split=blends,
             path_to_cache=str(self.index_dir),
-            tokenizer=_Vocabulary(self.vocab_size),
+            tokenizer=_Vocabulary(self.vocab_size, [_version(prefix) for prefix in prefixes]),
             reset_position_ids=False,
             reset_attention_mask=False,
             eod_mask_loss=False,
@@ -147,8 +149,13 @@ class DatasetFactory:
         builder = BlendedMegatronDatasetBuilder(MaskedGPTDataset, sizes, lambda: True, config)
         dataset: SampleDataset = builder.build()[split.value]
         if len(dataset) == 0:
-            raise ValueError(f"{', '.join(prefixes)} has no tokens: prepare it again")
+            raise ValueError(f"{', '.join(prefixes)} holds fewer than two tokens")
         return dataset
+
+
+def _version(prefix: str) -> str:
+    status = Path(f"{prefix}.idx").stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _num_tokens(prefix: str) -> float:

@@ -114,10 +114,10 @@ class DistillationLoss:
         teacher_logits = None
         if context.teacher is not None:
             with torch.no_grad():
-                teacher_logits = context.teacher.logits().view(-1, columns)
+                teacher_logits = context.teacher.logits().flatten(0, 1)
         labels = labels.t().reshape(-1)  # in the order of the logits: [s, b]
         losses, stats = hybrid_loss(
-            logits.view(-1, columns),
+            logits.flatten(0, 1),
             teacher_logits,
             labels,
             self.objective,
@@ -134,8 +134,7 @@ def _sum_loss(
     loss: Tensor, *, labels: Tensor, context: _Context
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     num_tokens = (labels != IGNORE_INDEX).sum(dtype=torch.int)
-    # A copy: Megatron adds up the tokens of a step in place.
-    return loss.sum(), num_tokens, {**context.sums, _TOKENS: num_tokens.clone()}
+    return loss.sum(), num_tokens, {**context.sums, _TOKENS: num_tokens}
 
 
 def mean_metrics(reports: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -44,7 +44,8 @@ def init_distributed() -> None:
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=_TIMEOUT)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not listed as such
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def init_model_parallel(tensor_parallel_size: int = 1, *, seed: int = 0) -> None:

@@ -79,7 +79,9 @@ class _Run:
             settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             (config.logging.dir / "config.yaml").write_text(settings)
         if checkpoint is not None:
-            self._tell(f"continuing after step {self.state.iteration} from {checkpoint}")
+            self._tell(
+                f"{self.state.iteration} of {config.training.steps} steps are done: {checkpoint}"
+            )
 
     def train_until(self, stop: StopSignal) -> None:
         """All remaining steps, or those up to the stop signal; saves the last one."""

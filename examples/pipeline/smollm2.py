@@ -21,7 +21,7 @@ CWE_WHEEL = "cwe2-3.0.0-py3-none-any.whl"
 DROPPED_LAYERS = "14-19"
 # What separated documents when SmolLM2 was pretrained; its end-of-sequence token ends a chat turn.
 EOD_TOKEN = "<|endoftext|>"
-STEPS = 40
+STEPS = 100
 
 
 def make(root: Path, cache_dir: Path) -> Setup:

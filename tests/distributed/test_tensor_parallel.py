@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 
 import pytest
+from communication_cases import CASES as COMMUNICATION
+from communication_cases import SLOW_CASES
 from launch import run_cases
-from tensor_parallel_cases import CASES, SLOW_CASES
+from sharding_cases import CASES as SHARDING
 
+CASES = SHARDING | COMMUNICATION
 CASES_OF_SIZE = {2: CASES | SLOW_CASES, 3: CASES, 4: CASES}
 
 

@@ -3,50 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launching import run_command, torchrun
 
 WORKER = Path(__file__).parent / "ranks" / "worker.py"
-TIME_LIMIT = 300  # seconds; ten times what the slowest launch takes on two idle cores
 Results = dict[str, str]
-
-
-def torchrun(processes: int, *arguments: str | Path) -> list[str]:
-    """The command line that starts `arguments` on so many processes of this machine."""
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(processes), *map(str, arguments)),
-    ]
-
-
-def run_command(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; ranks that wait for each other for ever are ended."""
-    job = subprocess.Popen(
-        command,
-        env=one_thread(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = job.communicate(timeout=TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        stdout, stderr = job.communicate()
-        stderr += f"\nended after {TIME_LIMIT} s"
-    return subprocess.CompletedProcess(command, job.returncode, stdout, stderr)
-
-
-def one_thread() -> dict[str, str]:
-    """The environment; several processes share a few cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import one_thread, run_command, torchrun
+from launching import one_thread, run_command, torchrun
 
 TRAIN = ("-m", "bgkd_megatron.train")
 EVALUATE = ("-m", "bgkd_megatron.evaluate")

@@ -41,7 +41,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     write_model(tmp_path / "student", STUDENT, {"a": 0, "b": 1})
     write_model(tmp_path / "teacher", STUDENT, {"a": 0, "b": 1})
     for suffix in (".bin", ".idx"):
-        (tmp_path / f"data{suffix}").touch()
+        (tmp_path / f"data{suffix}").write_bytes(b"0")
     return {
         "student": {"model_dir": str(tmp_path / "student")},
         "teacher": {"model_dir": str(tmp_path / "teacher")},
@@ -150,7 +150,11 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         (("training.micro_batch_size=3",), 6, "= 3 x 2 = 6"),
         (("parallel.sequence_parallel=true",), 3, "make it a multiple of 3"),
         (("data.seq_length=65",), 6, "above the student's max_position_embeddings=64"),
-        (("data.train=[/no/such]",), 6, "/no/such.bin does not exist: make the dataset with"),
+        (
+            ("data.train=[/no/such]",),
+            6,
+            "/no/such.bin does not exist or is empty: make",
+        ),
         (("data.valid.x=/no/such",), 6, "/no/such.bin does not exist"),
         (("student.model_dir=/no/such",), 6, "student.model_dir: /no/such/model.json"),
         (("teacher.model_dir=/no/such",), 6, "teacher.model_dir: /no/such/model.json"),
@@ -193,6 +197,8 @@ def test_tokenizers_that_differ(tmp_path: Path, settings: dict[str, Any]) -> Non
 
 
 def test_dataset_of_another_tokenizer(tmp_path: Path, settings: dict[str, Any]) -> None:
+    (tmp_path / "data.json").write_text('{"vocab_size": 300}')
+    check_run(load(tmp_path, settings), world_size=6)
     (tmp_path / "data.json").write_text('{"vocab_size": 301}')
     assert "made with a tokenizer of 301 tokens, the student has 300" in message(tmp_path, settings)
 

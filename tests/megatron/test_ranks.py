@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-ALWAYS = """
-fresh_weights_do_not_depend_on_the_layout
-logits_do_not_depend_on_the_layout
-padding_is_zero
-teacher_is_frozen
-hard_loss_is_megatrons_cross_entropy
-nothing_to_learn_gives_zero
-dense_formula_hard_only
-dense_formula_entropy
-dense_formula_confidence_reverse_kl
-dense_formula_tsallis_at_temperature_2
-dense_formula_curriculum_on_teacher_argmax
-""".split()
+ALWAYS = [
+    "fresh_weights_do_not_depend_on_the_layout",
+    "logits_do_not_depend_on_the_layout",
+    "padding_is_zero",
+    "teacher_is_frozen",
+    "hard_loss_is_megatrons_cross_entropy",
+    "nothing_to_learn_gives_zero",
+    "dense_formula_hard_only",
+    "dense_formula_entropy",
+    "dense_formula_confidence_reverse_kl",
+    "dense_formula_tsallis_at_temperature_2",
+    "dense_formula_curriculum_on_teacher_argmax",
+]
 CHECKS = {
     1: [
         "valid_set_holds_every_token_once",
         "labels_follow_the_loss_mask",
         "restart_continues_the_order",
+        "new_data_under_an_old_name",
         "blend_follows_weights",
         "bad_datasets_are_refused",
         *ALWAYS,
@@ -31,6 +32,7 @@ CHECKS = {
         "not_finite_is_an_error",
         "bf16_run",
         "fresh_student_without_teacher",
+        "hard_only_run_is_measured_against_the_teacher",
     ],
     2: [
         "ranks_share_a_batch",

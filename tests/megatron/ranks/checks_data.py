@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from world import SEQ_LENGTH, VOCAB_EVEN, VOCAB_PADDED, layout, write_dataset
@@ -21,6 +22,7 @@ def checks(world_size: int) -> dict[str, Check]:
         "valid_set_holds_every_token_once": valid_set_holds_every_token_once,
         "labels_follow_the_loss_mask": labels_follow_the_loss_mask,
         "restart_continues_the_order": restart_continues_the_order,
+        "new_data_under_an_old_name": new_data_under_an_old_name,
         "blend_follows_weights": blend_follows_weights,
         "bad_datasets_are_refused": bad_datasets_are_refused,
     }
@@ -83,6 +85,14 @@ def restart_continues_the_order(workspace: Path) -> None:
         assert len({tuple(b.tokens.flatten().tolist()) for b in whole}) > 6
 
 
+def new_data_under_an_old_name(workspace: Path) -> None:
+    """Megatron keeps its index of samples; it must not be used for other data."""
+    for tokens in (np.arange(40), np.arange(100, 190)):
+        write_dataset(workspace / "changing", [tokens])
+        pairs = learned(factory(workspace).valid(str(workspace / "changing")))
+        assert pairs == list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
+
+
 def blend_follows_weights(workspace: Path) -> None:
     low, high = np.arange(0, 50), np.arange(100, 150)
     write_dataset(workspace / "low", [low] * 20)
@@ -96,19 +106,14 @@ def blend_follows_weights(workspace: Path) -> None:
 
 def bad_datasets_are_refused(workspace: Path) -> None:
     small = factory(workspace, vocab_size=10).valid(str(workspace / "plain"))
-    message = raises(lambda: [small[i] for i in range(len(small))])
-    assert "token id" in message and "vocabulary has 10 tokens" in message, message
+    with pytest.raises(ValueError, match=r"token id \d+, but the model's vocabulary has 10 tokens"):
+        [small[i] for i in range(len(small))]
+    write_dataset(workspace / "short", [np.arange(1)])
+    with pytest.raises(ValueError, match="holds fewer than two tokens"):
+        factory(workspace).valid(str(workspace / "short"))
     write_dataset(workspace / "torn", [np.arange(50)], [np.ones(40, np.uint8)])
-    message = raises(lambda: factory(workspace, VOCAB_EVEN).valid(str(workspace / "torn")))
-    assert "sequence lengths" in message, message
-
-
-def raises(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("no ValueError was raised")
+    with pytest.raises(ValueError, match="does not have the sequence lengths"):
+        factory(workspace, VOCAB_EVEN).valid(str(workspace / "torn"))
 
 
 def ranks_share_a_batch(workspace: Path) -> None:

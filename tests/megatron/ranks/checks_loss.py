@@ -90,7 +90,7 @@ def hard_loss_is_megatrons_cross_entropy(workspace: Path) -> None:
         theirs.sum().backward()
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-5)
         assert_same_gradients(our_gradients, gradients(model))
-        # Megatron adds the tokens of a step up in place, into an int32.
+        # Megatron adds the tokens of a step up into an int32.
         assert num_tokens.dtype == torch.int
         assert num_tokens == keep.sum()
 

@@ -38,9 +38,8 @@ def batch(vocab_size: int) -> tuple[Tensor, Tensor]:
 
 def all_logits(model: torch.nn.Module, vocab_size: int) -> Tensor:
     """[b, s, vocab_size], gathered over the ranks."""
-    return gather_from_tensor_model_parallel_region(model(*batch(vocab_size), None))[
-        ..., :vocab_size
-    ]
+    logits = model(*batch(vocab_size), None)
+    return gather_from_tensor_model_parallel_region(logits)[..., :vocab_size]
 
 
 def same_as_alone(workspace: Path, name: str, value: Tensor) -> None:
@@ -87,7 +86,8 @@ def teacher_is_frozen(workspace: Path) -> None:
         assert states.hidden.shape == (SEQ_LENGTH, 2, 96)
         logits = states.logits()
         for tensor in (states.hidden, logits, *model.parameters()):
-            assert tensor.grad_fn is None and not tensor.requires_grad
+            assert tensor.grad_fn is None
+            assert not tensor.requires_grad
         gathered = gather_from_tensor_model_parallel_region(logits)[..., :VOCAB_PADDED]
         same_as_alone(workspace, "states_logits", gathered)
         torch.testing.assert_close(

@@ -123,6 +123,7 @@ def run_config(workspace: Path, name: str, **sections: dict[str, Any]) -> TrainC
         "checkpoint": {"dir": workspace / name / "checkpoints", "interval": 2},
         "logging": {"dir": workspace / name, "tensorboard": False},
         "objective": {},
+        "evaluation": {},
     }
     for section, values in sections.items():
         settings[section] |= values

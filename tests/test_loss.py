@@ -1,0 +1,89 @@
+"""The whole chain at once: hybrid_loss of the operator == the dense loss in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from vocab_inputs import gradient_noise, make_labels, make_logits
+
+from bgkd_megatron import reference
+from bgkd_megatron.loss import hybrid_loss
+from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, token_metrics
+from bgkd_megatron.vocab_stats import VocabShard
+
+VOCAB = 1000
+WEIGHTINGS: list[dict[str, Any]] = [
+    {"weighting": "static", "soft_weight": 0.3},
+    {"weighting": "static", "soft_weight": 0.0},
+    {"weighting": "confidence"},
+    {"weighting": "entropy"},
+    {"weighting": "entropy", "entropy": "tsallis"},
+    {"weighting": "curriculum", "soft_weight": 0.8},
+]
+OBJECTIVES = [
+    ObjectiveConfig(soft=soft, hard_label=hard_label, temperature=temperature, **weighting)
+    for soft, hard_label, temperature, weighting in itertools.product(
+        ("forward_kl", "reverse_kl"), ("data", "teacher_argmax"), (1.0, 2.0), WEIGHTINGS
+    )
+]
+
+
+@pytest.mark.parametrize("config", OBJECTIVES, ids=str)
+def test_equals_the_dense_loss(config: ObjectiveConfig) -> None:
+    z, t = (make_logits(9, VOCAB, seed) for seed in (0, 1))
+    labels = make_labels(9, VOCAB, seed=2)
+    z[1::3] = math.nan  # ignored
+    teacher = t if config.needs_teacher else None
+    leaf, leaf64 = z.clone().requires_grad_(), z.double().requires_grad_()
+    losses, stats = hybrid_loss(
+        leaf * 1.0,
+        teacher,
+        labels,
+        HybridObjective(config, VOCAB),
+        shard=VocabShard.even(VOCAB, VOCAB),
+        progress=0.1,
+        inplace_backward=True,
+    )
+    expected = reference.hybrid_loss(
+        leaf64, t.double(), labels, config, vocab_size=VOCAB, progress=0.1
+    )
+    for name, value, exact in zip(losses._fields, losses, expected, strict=True):
+        # T^2 scales the rounding of the soft term.
+        error = (value - exact).abs()
+        assert (error <= 2e-5 + 5e-6 * exact.abs()).all(), f"{name} is off by {error.amax():.3g}"
+    metrics = token_metrics(stats, losses, labels)
+    assert all(value.isfinite().all() for value in metrics.values())
+
+    losses.loss.sum().backward()
+    expected.loss.sum().backward()
+    assert leaf.grad is not None
+    assert leaf64.grad is not None
+    rows = stats.valid
+    assert leaf.grad[~rows].eq(0).all()
+    # The rounding of the weight, too, which at the label multiplies 1.
+    allowed = gradient_noise(z[rows], t[rows], config.temperature) + 2.0**-21
+    error = (leaf.grad.double() - leaf64.grad)[rows].abs()
+    assert (error <= allowed).all(), f"gradient is off by {error.amax():.3g}"
+
+
+def test_teacher_argmax_needs_no_labels() -> None:
+    z, t = (make_logits(4, VOCAB, seed) for seed in (0, 1))
+    config = ObjectiveConfig(hard_label="teacher_argmax")
+    objective = HybridObjective(config, VOCAB)
+    losses, stats = hybrid_loss(z, t, None, objective, shard=VocabShard.even(VOCAB, VOCAB))
+    expected = reference.hybrid_loss(z.double(), t.double(), None, config, vocab_size=VOCAB)
+    torch.testing.assert_close(losses.loss.double(), expected.loss, rtol=5e-6, atol=5e-6)
+    metrics = token_metrics(stats, losses)
+    assert "forward_kl" in metrics
+    assert "nll" not in metrics
+
+
+def test_data_labels_that_are_missing_are_named() -> None:
+    z, t = (make_logits(4, VOCAB, seed) for seed in (0, 1))
+    objective = HybridObjective(ObjectiveConfig(), VOCAB)
+    with pytest.raises(ValueError, match="label"):
+        hybrid_loss(z, t, None, objective, shard=VocabShard.even(VOCAB, VOCAB))

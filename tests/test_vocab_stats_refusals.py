@@ -1,0 +1,160 @@
+"""What the operator refuses: every message says what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from vocab_inputs import ALL_FEATURES, make_labels, make_logits
+
+from bgkd_megatron.statistics import Feature
+from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
+
+VOCAB, COLUMNS = 127, 130
+SHARD = VocabShard.even(VOCAB, COLUMNS)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """Good arguments of vocab_stats but for `changes`."""
+    good = {
+        "student_logits": make_logits(6, COLUMNS, seed=0),
+        "teacher_logits": make_logits(6, COLUMNS, seed=1),
+        "labels": make_labels(6, VOCAB, seed=2),
+        "shard": SHARD,
+        "features": ALL_FEATURES,
+    }
+    return good | changes
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    # dtype
+    (
+        {"student_logits": torch.zeros(6, COLUMNS, dtype=torch.float64)},
+        TypeError,
+        "student_logits must be float32, bfloat16 or float16, got Double",
+    ),
+    (
+        {"teacher_logits": torch.zeros(6, COLUMNS, dtype=torch.bfloat16)},
+        TypeError,
+        "teacher_logits must have the student's dtype Float, got BFloat16",
+    ),
+    (
+        {"labels": torch.zeros(6, dtype=torch.int32)},
+        TypeError,
+        "labels must be int64, got Int",
+    ),
+    # shape and memory
+    (
+        {"student_logits": torch.zeros(2, 3, COLUMNS)},
+        ValueError,
+        "student_logits must be [N, V_local], got shape [2, 3, 130]",
+    ),
+    (
+        {"student_logits": torch.zeros(6, COLUMNS + 1)},
+        ValueError,
+        "the shard describes 130 local columns, student_logits have shape (6, 131)",
+    ),
+    (
+        {"student_logits": torch.zeros(COLUMNS, 6).T},
+        ValueError,
+        "student_logits must be contiguous along the vocabulary (stride 1), got strides [1, 6]",
+    ),
+    (
+        {"teacher_logits": torch.zeros(5, COLUMNS)},
+        ValueError,
+        "teacher_logits must have the student's 6 rows, got shape [5, 130]",
+    ),
+    (
+        {"teacher_logits": torch.zeros(6, VOCAB - 1)},
+        ValueError,
+        "the student's holds 127 of the 127 real ones and the teacher's 126",
+    ),
+    (
+        {"labels": torch.zeros(7, dtype=torch.int64)},
+        ValueError,
+        "labels must be a contiguous [6], one global token id per row of the logits, got shape [7]",
+    ),
+    # device
+    (
+        {"student_logits": torch.zeros(6, COLUMNS, device="meta")},
+        ValueError,
+        "student_logits are on meta, this build has kernels for cpu",
+    ),
+    # values
+    (
+        {"labels": torch.tensor([0, 1, VOCAB, 3, 4, 5])},
+        ValueError,
+        "labels[2] = 127 is outside the vocabulary of 127 token ids",
+    ),
+    (
+        {"labels": torch.tensor([0, -1, 2, 3, 4, 5])},
+        ValueError,
+        "labels[1] = -1 is outside the vocabulary of 127 token ids",
+    ),
+    *(
+        (
+            {"temperature": value},
+            ValueError,
+            f"temperature must be a finite number above 0, got {shown}",
+        )
+        for value, shown in [(0.0, "0"), (-1.0, "-1"), (math.nan, "nan"), (math.inf, "inf")]
+    ),
+    (
+        {"power_exponent": 0.0},
+        ValueError,
+        "power_exponent must be a finite number above 0, got 0",
+    ),
+    # what goes together
+    (
+        {"features": Feature.FORWARD_KL, "teacher_logits": None},
+        ValueError,
+        "features 4 asks for statistics of a teacher without",
+    ),
+    ({"teacher_logits": None}, ValueError, "got the feature without teacher_logits"),
+    (
+        {"features": Feature.LABEL},
+        ValueError,
+        "got teacher_logits without the feature",
+    ),
+    ({"labels": None}, ValueError, "the LABEL feature needs labels, got None"),
+    (
+        {"teacher_logits": torch.zeros(6, COLUMNS, requires_grad=True)},
+        ValueError,
+        "teacher_logits require a gradient, but the teacher is a constant here",
+    ),
+    (
+        {
+            "student_logits": torch.zeros(6, COLUMNS, requires_grad=True),
+            "inplace_backward": True,
+        },
+        ValueError,
+        "inplace_backward would overwrite student_logits, which are a leaf tensor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), REFUSED)
+def test_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^vocab_stats: .*{re.escape(message)}") as raised:
+        vocab_stats(**arguments(**changes))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ((0, 0, 10), "vocab_size must be at least 1.* got vocab_size=0"),
+        ((10, -1, 10), "start and num_columns at least 0, got .*start=-1"),
+        ((10, 5, 10), "one rank must hold all 10 token ids, got columns for 10 from id 5 on"),
+        ((10, 0, 9), "one rank must hold all 10 token ids, got columns for 9 from id 0 on"),
+    ],
+)
+def test_shard_refuses(cut: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VocabShard(*cut)
+    if cut == (10, 0, 9):
+        with pytest.raises(ValueError, match=r"hold \[9\] columns, together fewer than .* 10"):
+            VocabShard.even(10, 9)
