@@ -49,8 +49,7 @@ class VocabShard:
         if self.tp_size == 1 and (self.start > 0 or self.num_columns < self.vocab_size):
             raise ValueError(
                 f"VocabShard: one rank must hold all {self.vocab_size} token ids, got columns for "
-                f"{self.num_columns} from id {self.start} on. Give the tp_group that holds the "
-                f"others."
+                f"{self.num_columns} from id {self.start} on: give the tp_group of the others"
             )
 
     @property
@@ -91,9 +90,8 @@ def _check_coverage(vocab_size: int, widths: list[int]) -> None:
     if sum(widths) < vocab_size:
         raise ValueError(
             f"VocabShard: the {len(widths)} rank(s) of the tp_group hold {widths} columns, "
-            f"together fewer than the "
-            f"vocabulary of {vocab_size} token ids. Is this the group that the output layer is "
-            f"sharded over?"
+            f"together fewer than the vocabulary of {vocab_size} token ids. Is this the group "
+            f"that the output layer is sharded over?"
         )
 
 
@@ -241,14 +239,12 @@ def _check_arguments(
     if student_logits.device.type not in ops.DEVICES:
         raise ValueError(
             f"vocab_stats: student_logits are on {student_logits.device}, this build has kernels "
-            f"for "
-            f"{', '.join(ops.DEVICES)}. Move the logits, or build with CUDA (see README, BGKD_CUDA)."
+            f"for {', '.join(ops.DEVICES)}: move the logits"
         )
     if student_logits.dim() == 2 and student_logits.shape[1] != shard.num_columns:
         raise ValueError(
             f"vocab_stats: the shard describes {shard.num_columns} local columns, student_logits "
-            f"have shape "
-            f"{tuple(student_logits.shape)}"
+            f"have shape {tuple(student_logits.shape)}"
         )
     if teacher_logits is not None and teacher_logits.requires_grad:
         raise ValueError(
@@ -258,6 +254,6 @@ def _check_arguments(
     if inplace_backward and student_logits.requires_grad and student_logits.is_leaf:
         raise ValueError(
             "vocab_stats: inplace_backward would overwrite student_logits, which are a leaf tensor "
-            "(a parameter or an "
-            "input of yours). Pass inplace_backward=False, or the output of a layer."
+            "(a parameter or an input of yours). Pass inplace_backward=False, or the output of a "
+            "layer."
         )
