@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,9 +31,13 @@ from loss_bench.variants import VARIANTS
 from loss_bench.worker import CopyRunner, Facts, Seconds, VariantRunner, Worker, WorkerError
 from rich.console import Console
 
-# Logits of about 70 MiB in fp32: more than the last-level cache, little enough to run anywhere.
+# Tensors of at least 32 MiB in bf16 and 64 MiB in fp32: larger than most caches and, like those of
+# real batches, of the size that glibc's malloc gives back to the system when they are freed.
 _DEFAULT_LOGITS = 1 << 24
+_TOKENS_MULTIPLE = 64
 _QUIET_LOAD = 0.5
+# OpenMP threads of the turn before go on spinning for some milliseconds.
+_SPIN_SECONDS = 0.05
 _TABLE_WIDTH = 140
 
 
@@ -50,7 +56,7 @@ def main() -> None:
             style="bold red",
         )
     settings = [
-        Setting(vocab, options.tokens or max(1, _DEFAULT_LOGITS // vocab), dtype)
+        Setting(vocab, options.tokens or _default_tokens(vocab), dtype)
         for vocab in options.vocab
         for dtype in options.dtype
     ]
@@ -69,6 +75,10 @@ def main() -> None:
         options.markdown.write_text(report.markdown(machine, results))
 
 
+def _default_tokens(vocab: int) -> int:
+    return math.ceil(_DEFAULT_LOGITS / vocab / _TOKENS_MULTIPLE) * _TOKENS_MULTIPLE
+
+
 def measure(
     setting: Setting, workers: dict[str, Worker], copy: Worker, repetitions: int
 ) -> SettingResult:
@@ -84,9 +94,9 @@ def measure(
     copy_times: list[float] = []
     times: dict[str, list[Seconds]] = {name: [] for name in facts}
     for _ in range(repetitions):
-        copy_times.append(copy.call("run")["forward"])
+        copy_times.append(_turn(copy)["forward"])
         for name, seconds in times.items():
-            seconds.append(workers[name].call("run"))
+            seconds.append(_turn(workers[name]))
     copy_rate = 2 * setting.logits_bytes / median(copy_times)
     exact = {task: exact_loss(setting, task) for task in {VARIANTS[name].task for name in facts}}
     rows = [
@@ -102,6 +112,11 @@ def measure(
     )  # fmt: skip
 
 
+def _turn(worker: Worker) -> Seconds:
+    time.sleep(_SPIN_SECONDS)
+    return worker.call("run")
+
+
 @contextmanager
 def _workers(names: list[str], num_threads: int) -> Iterator[tuple[dict[str, Worker], Worker]]:
     copy = Worker(CopyRunner, num_threads=num_threads)
@@ -115,7 +130,7 @@ def _workers(names: list[str], num_threads: int) -> Iterator[tuple[dict[str, Wor
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=_positive, help="N; default: logits of about 16.8 million")
+    parser.add_argument("--tokens", type=_positive, help="N; default: 16.8 million logits")
     parser.add_argument("--vocab", type=_list_of(_positive), default=[32768, 151936])
     parser.add_argument("--dtype", type=_list_of(_one_of(DTYPES)), default=["fp32", "bf16"])
     parser.add_argument(

@@ -46,7 +46,8 @@ def notes() -> list[str]:
     """How to read the columns."""
     return [
         "Each variant runs in a process of its own, all take turns (A B C A B C ...); median wall "
-        "time in ms after a warm-up, caches cold because the others ran in between.",
+        "time in ms after a warm-up. Before each turn the logits are restored by a copy. "
+        "With PyTorch's CPU allocator, temporaries above 32 MiB are new pages in every step.",
         "x ours: time over that of ours for the same task. Output layers: their matrix products "
         f"(hidden size {HEAD_SIZE}) and those of their backward are in every such row, "
         "and the row without a loss is the floor; liger-kernel takes chunks of 1024 tokens (its "
@@ -57,7 +58,8 @@ def notes() -> list[str]:
         "B/pair: bytes moved per student and teacher logit. Ours: the kernels' launch plan. Eager: "
         "inputs and outputs of every operation, added up by a TorchDispatchMode.",
         "% copy, forward/backward/both: launch-plan bytes per second, over those that "
-        "tensor.copy_ of one logits tensor reads and writes per second in the same turns.",
+        "tensor.copy_ of one logits tensor reads and writes per second, right after another "
+        "copy in the same turns.",
         f"err: against float64 on the same rounded inputs; loss relative (limits "
         f"{_limits(LOSS_TOLERANCE)}), gradient |g - g64| / |g64| of 16 tokens (limits "
         f"{_limits(GRADIENT_TOLERANCE)}). Beyond the limits: void.",

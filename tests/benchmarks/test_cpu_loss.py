@@ -1,6 +1,7 @@
 """The comparison as a user runs it, at a size where only its completeness can be judged."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,21 @@ def test_markdown_has_the_machine_and_all_rows(output):
     assert document["machine"]["cpu"] in markdown
     for row in document["results"][0]["rows"]:
         assert markdown.count(f"| {row['title']} ") == len(document["results"])
+
+
+def test_a_missing_package_is_a_row_with_the_reason(tmp_path):
+    (tmp_path / "liger_kernel.py").write_text("raise ImportError('liger_kernel is not here')\n")
+    command = [
+        sys.executable, SCRIPT, "--tokens", "2", "--vocab", "100", "--dtype", "fp32",
+        "--repetitions", "1", "--variants", "lean_kl,liger_logits", "--json", tmp_path / "out.json",
+    ]  # fmt: skip
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["results"][0]["rows"]
+    assert [row["status"] for row in rows] == ["ok", "skipped"]
+    assert rows[1]["reason"] == "ImportError: liger_kernel is not here"
 
 
 def test_refuses_a_variant_it_does_not_know():
