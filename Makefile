@@ -28,12 +28,17 @@ $(VENV)/.installed: pyproject.toml setup.py csrc/sources.txt $(shell find csrc -
 	$(LOCAL) ".[megatron,convert,examples]"
 	@touch $@
 
+# The extra requirements alone: installing the project again would compile it again.
+EXTRA = $(PY) -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
+  print(*(line for name in '$(1)'.split() for line in extras[name]), sep='\n')" > $(VENV)/extra.txt && \
+  $(PIP) -r $(VENV)/extra.txt
+
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(LOCAL) ".[test,lint]" cmake
+	$(call EXTRA,test lint)
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(LOCAL) ".[bench]"
+	$(call EXTRA,bench)
 	@touch $@
 
 demo: install

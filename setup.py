@@ -45,7 +45,9 @@ def with_cuda() -> bool:
             f"CUDA "
             f"{torch.version.cuda}, CUDA_HOME is {CUDA_HOME}. Install both, or unset BGKD_CUDA."
         )
-    return possible and wanted != "0"
+    if wanted == "1" and not sources("cuda"):
+        raise SystemExit("BGKD_CUDA=1: this version has no CUDA sources yet, unset it")
+    return possible and wanted != "0" and bool(sources("cuda"))
 
 
 class BuildKernels(BuildExtension):
@@ -71,14 +73,14 @@ class BuildKernels(BuildExtension):
                 output_dir=os.path.join(self.build_temp, capability),
                 macros=defines,
                 include_dirs=ext.include_dirs,
-                extra_postargs={"cxx": flags} if hasattr(self.compiler, "_cuda_flags") else flags,
+                extra_postargs=flags,
                 depends=ext.depends,
             )
         super().build_extension(ext)
 
 
 def extension():
-    cuda = with_cuda() and bool(sources("cuda"))
+    cuda = with_cuda()
     kind = CUDAExtension if cuda else CppExtension
     macros = [("BGKD_X86_KERNELS", None)] if X86 else []
     if cuda:

@@ -1,7 +1,5 @@
 from typing import Any
 
-MAX_VOCAB_SIZE: int
-
 def build_info() -> dict[str, Any]: ...
 def statistics() -> list[tuple[str, int]]: ...
 def launch_plan(

@@ -93,6 +93,13 @@ def _check_coverage(vocab_size: int, widths: list[int]) -> None:
             f"together fewer than the vocabulary of {vocab_size} token ids. Is this the group "
             f"that the output layer is sharded over?"
         )
+    # Megatron pads to a multiple of 128 columns per rank; twice the vocabulary is no padding.
+    if sum(widths) - vocab_size >= max(vocab_size, 128 * len(widths)):
+        raise ValueError(
+            f"VocabShard: the {len(widths)} rank(s) of the tp_group hold {widths} columns, at "
+            f"least twice the vocabulary of {vocab_size} token ids. Is this group larger than the "
+            f"one that the output layer is sharded over?"
+        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,8 @@ def vocab_stats(
     features: the statistics wanted; they alone are communicated. temperature > 0 belongs to
         SOFTENED, power_exponent > 0 to POWER_SUM.
     inplace_backward: the gradient overwrites the student's logits, no logits-sized memory is
-        allocated. The logits must not be a leaf, and nobody may read them after the backward.
+        allocated (except under torch.compile, which allocates a gradient all the same). The logits
+        must not be a leaf, and nobody may read them after the backward.
 
     Returns VocabStats: [N] float32 each, bitwise equal on all ranks of the group.
     Bytes: forward reads each shard once; backward reads each once and writes d logits. One
@@ -251,9 +259,18 @@ def _check_arguments(
             "vocab_stats: teacher_logits require a gradient, but the teacher is a constant here. "
             "Compute them under torch.no_grad() or detach() them."
         )
+    if inplace_backward and _rows_overlap(student_logits):
+        raise ValueError(
+            "vocab_stats: inplace_backward would write one row over another: student_logits of "
+            f"shape {tuple(student_logits.shape)} have strides {student_logits.stride()}"
+        )
     if inplace_backward and student_logits.requires_grad and student_logits.is_leaf:
         raise ValueError(
             "vocab_stats: inplace_backward would overwrite student_logits, which are a leaf tensor "
             "(a parameter or an input of yours). Pass inplace_backward=False, or the output of a "
             "layer."
         )
+
+
+def _rows_overlap(logits: Tensor) -> bool:
+    return logits.dim() == 2 and logits.shape[0] > 1 and 0 <= logits.stride(0) < logits.shape[1]

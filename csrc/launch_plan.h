@@ -1,5 +1,5 @@
 // How a launch is cut into tasks and what it moves. Plain arithmetic: tests and benchmarks print
-// it, the operators obey it.
+// it, and the operators take tokens_per_task from it.
 #pragma once
 
 #include <algorithm>

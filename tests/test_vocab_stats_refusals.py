@@ -98,14 +98,14 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         (
             {"temperature": value},
             ValueError,
-            f"temperature must be a finite number above 0, got {shown}",
+            f"temperature must be a finite number above 0 (in float32), got {shown}",
         )
         for value, shown in [(0.0, "0"), (-1.0, "-1"), (math.nan, "nan"), (math.inf, "inf")]
     ),
     (
         {"power_exponent": 0.0},
         ValueError,
-        "power_exponent must be a finite number above 0, got 0",
+        "power_exponent must be a finite number above 0 (in float32), got 0",
     ),
     # what goes together
     (

@@ -65,7 +65,7 @@ def save_checkpoint(
             trajectory=config.trajectory(),
         ).write(target)
         checkpoint_dir.mark_latest(root, target)
-        checkpoint_dir.clear_old(root, config.checkpoint.keep)
+        checkpoint_dir.clear_old(root, target, config.checkpoint.keep)
     dist.barrier()
 
 

@@ -88,9 +88,14 @@ def mark_latest(root: Path, checkpoint: Path) -> None:
     os.replace(temporary, root / _LATEST)
 
 
-def clear_old(root: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints."""
+def clear_old(root: Path, newest: Path, keep: int) -> None:
+    """Remove all but `newest` and the `keep` - 1 checkpoints before it.
+
+    Those with a higher number stay: a run that died while it saved, or that was set back, left
+    them, and the user may still want them.
+    """
     found = ((re.fullmatch(r"iter_(\d{7,})", path.name), path) for path in root.iterdir())
     checkpoints = sorted((int(match[1]), path) for match, path in found if match)
-    for _, checkpoint in checkpoints[:-keep]:
+    position = [path for _, path in checkpoints].index(newest)
+    for _, checkpoint in checkpoints[: max(0, position + 1 - keep)]:
         shutil.rmtree(checkpoint)

@@ -102,7 +102,11 @@ def _pair_problems(
             f"{teacher.vocab_size}: both must use the same vocabulary"
         )
     if len(dirs) == 2:
-        difference = _tokenizer_difference(dirs["student"], dirs["teacher"])
+        try:
+            difference = _tokenizer_difference(dirs["student"], dirs["teacher"])
+        except (KeyError, TypeError, ValueError) as error:
+            yield f"a tokenizer.json of student or teacher cannot be read ({error!r})"
+            return
         if difference:
             yield (
                 f"the tokenizers of student and teacher differ ({difference}): distillation "

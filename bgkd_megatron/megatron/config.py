@@ -185,17 +185,19 @@ class TrainConfig(_Section):
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide what each step computes, as dotted keys; a restart keeps them.
 
-        The layout of the ranks, paths, intervals and logs are free.
+        The layout of the ranks, the micro-batch size, paths, intervals and logs are free; of the
+        training sets only the names count, so that they may be moved.
         """
         settings = self.model_dump(
             mode="json",
             include={
                 "objective": True,
                 "optimizer": True,
-                "training": True,
+                "training": {"global_batch_size", "steps", "seed", "precision"},
                 "data": {"seq_length", "weights"},
             },
         )
+        settings["data"]["train"] = [Path(prefix).name for prefix in self.data.train]
         return {
             f"{section}.{key}": value
             for section, values in settings.items()

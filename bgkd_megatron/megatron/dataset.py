@@ -22,6 +22,7 @@ from megatron.core.datasets.utils import Split
 from torch import Tensor
 
 from bgkd_megatron.megatron import parallel
+from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.loss import IGNORE_INDEX, Microbatch
 
 __all__ = ["DatasetFactory", "SampleDataset", "microbatches"]
@@ -49,7 +50,7 @@ class MaskedGPTDataset(GPTDataset):
         if Path(f"{dataset_path}{LOSS_MASK_SUFFIX}.idx").is_file():
             mask = IndexedDataset(dataset_path + LOSS_MASK_SUFFIX)
             if not np.array_equal(mask.sequence_lengths, indexed_dataset.sequence_lengths):
-                raise ValueError(
+                raise ConfigError(
                     f"{dataset_path}{LOSS_MASK_SUFFIX} does not have the sequence lengths of "
                     f"{dataset_path}: prepare the dataset again"
                 )
@@ -149,7 +150,7 @@ class DatasetFactory:
         builder = BlendedMegatronDatasetBuilder(MaskedGPTDataset, sizes, lambda: True, config)
         dataset: SampleDataset = builder.build()[split.value]
         if len(dataset) == 0:
-            raise ValueError(f"{', '.join(prefixes)} holds fewer than two tokens")
+            raise ConfigError(f"{', '.join(prefixes)} holds fewer than two tokens")
         return dataset
 
 

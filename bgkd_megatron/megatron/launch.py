@@ -47,6 +47,9 @@ def launch(args: argparse.Namespace, run: Callable[[TrainConfig], None], *, resu
     exit_code = 0
     try:
         run(config)
+    except ConfigError as error:  # only reading a file showed it; the ranks do not meet here
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
     except RunError as error:  # raised by all ranks
         if dist.get_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -146,7 +146,10 @@ def save_model_dir(
     Collective: call it on all ranks.  Raises FileExistsError when DIR already holds a model.
     """
     root = Path(model_dir)
-    if (root / WEIGHTS).exists():
+    # One rank looks, before any can have started to write.
+    occupied = [(root / WEIGHTS).exists()]
+    dist.broadcast_object_list(occupied, src=0)
+    if occupied[0]:
         raise FileExistsError(f"{root} already holds a model: remove it or choose another folder")
     save_weights({"model": model.sharded_state_dict()}, root)
     write_model_files(config, root, tokenizer)

@@ -92,7 +92,7 @@ class HybridObjective:
                 soft_weight = self._weighting.soft_weight(stats, progress)
                 # Masked before it is multiplied: 0 * NaN would put NaN into the gradient.
                 soft_weight = torch.where(stats.valid, soft_weight, 0.0)
-            loss = soft_weight * soft + (1.0 - soft_weight) * hard
+            loss = _share(soft_weight, soft) + _share(1.0 - soft_weight, hard)
         # Statistics of rows that are not valid are 0, so both branches of `where` are finite.
         return TokenLosses(
             loss=torch.where(stats.valid, loss, 0.0),
@@ -106,3 +106,8 @@ class HybridObjective:
         if self.config.hard_label == "data":
             return -stats.require("student_label_logprob")
         return -stats.require("student_logprob_at_teacher_argmax")
+
+
+def _share(weight: Tensor, term: Tensor) -> Tensor:
+    """weight * term, with 0 * inf = 0: a term without weight cannot spoil the loss."""
+    return torch.where(weight == 0.0, 0.0, weight * term)

@@ -16,7 +16,6 @@ from bgkd_megatron import _C
 from bgkd_megatron.statistics import Feature
 
 # Facts of the build, read once: torch.compile cannot trace a call into pybind11.
-MAX_VOCAB_SIZE: int = _C.MAX_VOCAB_SIZE
 DEVICES: tuple[str, ...] = tuple(_C.build_info()["devices"])
 _STATISTICS = tuple(_C.statistics())
 

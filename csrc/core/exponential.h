@@ -35,12 +35,4 @@ BGKD_INLINE F exp2_nonpositive(F x) {
   return exp2_clamped(clamp_exponent(x));
 }
 
-// A running sum of w (log2 p - log2 q), relative to the maxima, after these moved: every term gains
-// log2 `gap_shift`, then all weights shrink by `scale`. No weight so far, or none left, means 0,
-// whatever the shift or the sum.
-template <class F>
-BGKD_INLINE F rescaled_cross(F cross, F weight_sum, F scale, F gap_shift) {
-  return weighted(scale, cross + weighted(weight_sum, gap_shift));
-}
-
 }  // namespace bgkd

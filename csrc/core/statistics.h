@@ -52,37 +52,46 @@ enum Stat : int {    //
   kNumStats
 };
 
-struct StatInfo {
-  const char* name;
-  uint32_t features;  // present when all of these are requested
+constexpr const char* kStatNames[kNumStats] = {
+    "student_max",      "student_sum",       "student_argmax",
+    "student_entropy",  "student_at_label",  "teacher_max",
+    "teacher_sum",      "teacher_argmax",    "student_at_teacher_argmax",
+    "teacher_entropy",  "teacher_at_label",  "forward_kl",
+    "reverse_kl",       "teacher_power_sum", "soft_student_sum",
+    "soft_teacher_sum", "soft_forward_kl",   "soft_reverse_kl",
 };
 
-constexpr StatInfo kStatInfo[kNumStats] = {
-    {"student_max", 0},
-    {"student_sum", 0},
-    {"student_argmax", 0},
-    {"student_entropy", kStudentEntropy},
-    {"student_at_label", kLabel},
-    {"teacher_max", kTeacher},
-    {"teacher_sum", kTeacher},
-    {"teacher_argmax", kTeacher},
-    {"student_at_teacher_argmax", kTeacher},
-    {"teacher_entropy", kTeacher | kTeacherEntropy},
-    {"teacher_at_label", kTeacher | kLabel},
-    {"forward_kl", kTeacher | kForwardKl},
-    {"reverse_kl", kTeacher | kReverseKl},
-    {"teacher_power_sum", kTeacher | kPowerSum},
-    {"soft_student_sum", kTeacher | kSoftened},
-    {"soft_teacher_sum", kTeacher | kSoftened},
-    {"soft_forward_kl", kTeacher | kSoftened},
-    {"soft_reverse_kl", kTeacher | kSoftened},
-};
-
-constexpr bool has_stat(uint32_t features, int stat) {
-  return (kStatInfo[stat].features & ~features) == 0;
+// A statistic is there when all of these features are requested.
+BGKD_INLINE constexpr uint32_t required_features(int stat) {
+  // A table inside the function: device code cannot read one in the host's namespace.
+  constexpr uint32_t kRequired[kNumStats] = {
+      0,                           // student_max
+      0,                           // student_sum
+      0,                           // student_argmax
+      kStudentEntropy,             // student_entropy
+      kLabel,                      // student_at_label
+      kTeacher,                    // teacher_max
+      kTeacher,                    // teacher_sum
+      kTeacher,                    // teacher_argmax
+      kTeacher,                    // student_at_teacher_argmax
+      kTeacher | kTeacherEntropy,  // teacher_entropy
+      kTeacher | kLabel,           // teacher_at_label
+      kTeacher | kForwardKl,       // forward_kl
+      kTeacher | kReverseKl,       // reverse_kl
+      kTeacher | kPowerSum,        // teacher_power_sum
+      kTeacher | kSoftened,        // soft_student_sum
+      kTeacher | kSoftened,        // soft_teacher_sum
+      kTeacher | kSoftened,        // soft_forward_kl
+      kTeacher | kSoftened,        // soft_reverse_kl
+  };
+  return kRequired[stat];
 }
 
-constexpr int num_rows(uint32_t features) {
+BGKD_INLINE constexpr bool has_stat(uint32_t features, int stat) {
+  return (required_features(stat) & ~features) == 0;
+}
+
+BGKD_INLINE constexpr int num_rows(uint32_t features) {
   int rows = 0;
   for (int stat = 0; stat < kNumStats; ++stat) rows += has_stat(features, stat);
   return rows;
@@ -120,6 +129,14 @@ BGKD_INLINE void store_stats(const TokenStats& s, float* packed, int64_t num_tok
   for (int stat = 0; stat < kNumStats; ++stat) {
     if (has_stat(features, stat)) packed[row++ * num_tokens + i] = s[stat];
   }
+}
+
+// A running sum of w (log2 p - log2 q), relative to the maxima, after these moved: every term gains
+// log2 `gap_shift`, then all weights shrink by `scale`. No weight so far, or none left, means 0,
+// whatever the shift or the sum.
+template <class F>
+BGKD_INLINE F rescaled_cross(F cross, F weight_sum, F scale, F gap_shift) {
+  return weighted(scale, cross + weighted(weight_sum, gap_shift));
 }
 
 }  // namespace bgkd

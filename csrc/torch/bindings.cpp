@@ -40,7 +40,8 @@ py::dict build_info() {
 }
 
 uint32_t checked_features(int64_t features) {
-  if (features < 0 || !features_are_consistent(static_cast<uint32_t>(features))) {
+  if (features < 0 || features > kAllFeatures ||
+      !features_are_consistent(static_cast<uint32_t>(features))) {
     throw py::value_error("features " + std::to_string(features) +
                           " asks for statistics of a teacher without TEACHER, or for unknown ones");
   }
@@ -49,7 +50,9 @@ uint32_t checked_features(int64_t features) {
 
 std::vector<std::pair<std::string, uint32_t>> statistics() {
   std::vector<std::pair<std::string, uint32_t>> rows;
-  for (const StatInfo& stat : kStatInfo) rows.emplace_back(stat.name, stat.features);
+  for (int stat = 0; stat < kNumStats; ++stat) {
+    rows.emplace_back(kStatNames[stat], required_features(stat));
+  }
   return rows;
 }
 
@@ -72,7 +75,6 @@ std::map<std::string, int64_t> launch_plan(int64_t num_tokens, int64_t num_colum
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the compiled kernels; the operators are in torch.ops.bgkd.";
-  m.attr("MAX_VOCAB_SIZE") = bgkd::kMaxVocabSize;
   m.def("build_info", &bgkd::build_info, "Compiler, instruction set in use, devices with kernels.");
   m.def("statistics", &bgkd::statistics,
         "Name and required features of every statistic, in the order of a tensor of statistics.");

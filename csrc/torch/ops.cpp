@@ -54,16 +54,21 @@ int64_t valid_columns(int64_t vocab_size, int64_t vocab_start, int64_t num_colum
 
 StatsParams check_params(const char* op, int64_t features, double temperature,
                          double power_exponent) {
-  TORCH_CHECK_VALUE(
-      features >= 0 && features_are_consistent(static_cast<uint32_t>(features)), op, ": features ",
-      features,
-      " asks for statistics of a teacher without the TEACHER feature, or for unknown ones");
-  TORCH_CHECK_VALUE(std::isfinite(temperature) && temperature > 0, op,
-                    ": temperature must be a finite number above 0, got ", temperature);
-  TORCH_CHECK_VALUE(std::isfinite(power_exponent) && power_exponent > 0, op,
-                    ": power_exponent must be a finite number above 0, got ", power_exponent);
-  return {static_cast<uint32_t>(features), static_cast<float>(1.0 / temperature),
-          static_cast<float>(power_exponent)};
+  TORCH_CHECK_VALUE(features >= 0 && features <= kAllFeatures &&
+                        features_are_consistent(static_cast<uint32_t>(features)),
+                    op, ": features ", features,
+                    " asks for statistics of a teacher without the TEACHER feature, or for unknown "
+                    "ones");
+  // Both are used as float32, so it is the float32 that must be a positive number.
+  const auto inv_temperature = static_cast<float>(1.0 / temperature);
+  const auto exponent = static_cast<float>(power_exponent);
+  TORCH_CHECK_VALUE(std::isnormal(inv_temperature) && inv_temperature > 0, op,
+                    ": temperature must be a finite number above 0 (in float32), got ",
+                    temperature);
+  TORCH_CHECK_VALUE(std::isnormal(exponent) && exponent > 0, op,
+                    ": power_exponent must be a finite number above 0 (in float32), got ",
+                    power_exponent);
+  return {static_cast<uint32_t>(features), inv_temperature, exponent};
 }
 
 TokenLabels check_labels(const char* op, const OptionalTensor& labels, int64_t num_tokens,
@@ -229,7 +234,7 @@ void vocab_stats_backward_inplace_cpu(Tensor& student, const Tensor& global, con
                                       const OptionalTensor& teacher, const OptionalTensor& labels,
                                       int64_t vocab_size, int64_t vocab_start, int64_t features,
                                       double temperature, int64_t ignore_index) {
-  at::assert_no_internal_overlap(student);  // rows of an expanded tensor share their memory
+  at::assert_no_internal_overlap(student);
   if (teacher) at::assert_no_partial_overlap(student, *teacher);
   write_gradient("vocab_stats_backward_", student, global, upstream, student, teacher, labels,
                  vocab_size, vocab_start, features, temperature, ignore_index);

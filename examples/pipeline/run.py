@@ -69,7 +69,7 @@ def train(
     }
     if with_teacher:
         overrides["teacher.model_dir"] = setup.teacher
-    # The file that a checkpoint gets last.
+    # The last file inside a checkpoint.
     stage(what, run.checkpoint / "run.json", partial(_torchrun, setup.config, overrides))
 
 

@@ -227,7 +227,13 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
     checkpoint_dir.mark_latest(root, checkpoint)
     assert checkpoint_dir.latest(root) == checkpoint
     # The layout, paths and intervals may change; what a step computes may not.
-    free = load(tmp_path, settings, "parallel.tensor_parallel=1", "checkpoint.interval=7")
+    free = load(
+        tmp_path,
+        settings,
+        "parallel.tensor_parallel=1",
+        "checkpoint.interval=7",
+        "training.micro_batch_size=1",
+    )
     assert checkpoint_dir.read_progress(checkpoint, free).iteration == 5
     changed = load(tmp_path, settings, "training.steps=20", "data.seq_length=16")
     with pytest.raises(ConfigError, match=r"training\.steps was 10, now 20") as error:
@@ -241,9 +247,17 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
 def test_old_checkpoints_are_cleared(tmp_path: Path) -> None:
     for name in ("iter_0000002", "iter_9999999", "iter_10000000", "iter_0000009", "notes"):
         (tmp_path / name).mkdir()
-    checkpoint_dir.clear_old(tmp_path, keep=2)
+    checkpoint_dir.clear_old(tmp_path, tmp_path / "iter_10000000", keep=2)
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {"iter_9999999", "iter_10000000", "notes"}
+
+
+def test_the_checkpoint_just_saved_is_never_cleared(tmp_path: Path) -> None:
+    """A run that died while it saved step 100 went back to 50 and was stopped after 60."""
+    for name in ("iter_0000050", "iter_0000060", "iter_0000100"):
+        (tmp_path / name).mkdir()
+    checkpoint_dir.clear_old(tmp_path, tmp_path / "iter_0000060", keep=1)
+    assert {p.name for p in tmp_path.iterdir()} == {"iter_0000060", "iter_0000100"}
 
 
 @pytest.mark.parametrize(

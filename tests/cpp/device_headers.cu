@@ -1,0 +1,22 @@
+// Compiles the mathematics for the device; nothing runs. With warnings as errors it finds whatever
+// only the host may call.
+
+#include "../../csrc/core/gradient.h"
+#include "../../csrc/core/online.h"
+
+using namespace bgkd;
+
+__global__ void statistics(const float* z, const float* t, float* partial, float* gradient,
+                           StatsParams params) {
+  LaneStats<float, kAllFeatures> lane;
+  const float z_block[2] = {z[0], z[1]}, t_block[2] = {t[0], t[1]};
+  update(lane, z_block, t_block, 0.f, params.inv_temperature, params.power_exponent);
+  TokenStats part = neutral_stats();
+  load_stats(part, partial, gridDim.x, blockIdx.x, params.features);
+  part[kStudentMax] = lane.student_max;
+  part[kForward] = lane.forward;
+  const TokenStats global = finalize(merge(part, neutral_stats(), params), params);
+  store_stats(global, partial, gridDim.x, blockIdx.x, params.features);
+  const RowGradient row = row_gradient(global, part, params);
+  gradient[0] = element_gradient<GradientKind::kSoftened>(row, z[0], t[0]);
+}
