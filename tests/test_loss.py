@@ -87,3 +87,25 @@ def test_data_labels_that_are_missing_are_named() -> None:
     objective = HybridObjective(ObjectiveConfig(), VOCAB)
     with pytest.raises(ValueError, match="label"):
         hybrid_loss(z, t, None, objective, shard=VocabShard.even(VOCAB, VOCAB))
+
+
+def test_a_term_without_weight_cannot_spoil_the_loss() -> None:
+    """The label is excluded by the student (hard = +inf) while only the soft term has weight."""
+    z, t = (make_logits(1, VOCAB, seed) for seed in (0, 1))
+    label = torch.tensor([7])
+    z[0, 7] = t[0, 7] = -math.inf
+    leaf = z.clone().requires_grad_()
+    losses, _ = hybrid_loss(
+        leaf * 1.0,
+        t,
+        label,
+        HybridObjective(ObjectiveConfig(weighting="static", soft_weight=1.0), VOCAB),
+        shard=VocabShard.even(VOCAB, VOCAB),
+    )
+    losses.loss.sum().backward()
+    q, p = z.double().log_softmax(-1), t.double().log_softmax(-1)
+    kept = p > -math.inf
+    exact = (p.exp() * (p - q))[kept].sum()
+    torch.testing.assert_close(losses.loss.double().sum(), exact, rtol=5e-6, atol=5e-6)
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()

@@ -100,7 +100,13 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
             ValueError,
             f"temperature must be a finite number above 0 (in float32), got {shown}",
         )
-        for value, shown in [(0.0, "0"), (-1.0, "-1"), (math.nan, "nan"), (math.inf, "inf")]
+        for value, shown in [
+            (0.0, "0"),
+            (-1.0, "-1"),
+            (math.nan, "nan"),
+            (math.inf, "inf"),
+            (1e-39, "1e-39"),  # its inverse is not a float32
+        ]
     ),
     (
         {"power_exponent": 0.0},
@@ -108,6 +114,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         "power_exponent must be a finite number above 0 (in float32), got 0",
     ),
     # what goes together
+    ({"features": Feature.TEACHER | (1 << 32)}, ValueError, "or for unknown ones"),
     (
         {"features": Feature.FORWARD_KL, "teacher_logits": None},
         ValueError,

@@ -86,11 +86,14 @@ def bad_input_is_refused_before_any_collective(group: dist.ProcessGroup) -> None
         bad.solve(shard)
 
 
-def a_group_that_is_too_small_is_refused(group: dist.ProcessGroup) -> None:
-    """The output layer is cut over more ranks than the group given."""
+def a_group_of_the_wrong_size_is_refused(group: dist.ProcessGroup) -> None:
+    """The output layer is cut over more ranks than the group given, or over fewer."""
     for cut in (VocabShard.even, VocabShard.uneven):
         with pytest.raises(ValueError, match="columns, together fewer than the vocabulary"):
             cut(10 * group.size() + 1, 10, group)
+        # A group of which each part holds the whole vocabulary: twice as many columns as tokens.
+        with pytest.raises(ValueError, match="larger than the one"):
+            cut(1000, 1000, group)
 
 
 def traces_whole(group: dist.ProcessGroup) -> None:
@@ -120,7 +123,7 @@ CASES: dict[str, Case] = {
         one_collective_forward_none_backward,
         only_the_wanted_statistics_travel,
         bad_input_is_refused_before_any_collective,
-        a_group_that_is_too_small_is_refused,
+        a_group_of_the_wrong_size_is_refused,
     )
 }
 # The compiler alone takes seconds to import, on each rank.
