@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,9 @@ def _save(weights: Weights, directory: Path, dtype: torch.dtype) -> None:
 
     # Shards of 5 GB with an index, or one file, as transformers itself would write them.
     save_torch_state_dict({n: w.to("cpu", dtype) for n, w in weights.items()}, directory)
+    for file in directory.glob("*.safetensors"):
+        # Written as private files; whoever may read the configuration may read the weights.
+        shutil.copymode(directory / "config.json", file)
 
 
 def _token_ids(tokenizer_dir: Path) -> dict[str, int | None]:

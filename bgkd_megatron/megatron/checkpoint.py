@@ -18,10 +18,12 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
 from bgkd_megatron.megatron import checkpoint_dir
 from bgkd_megatron.megatron.checkpoint_dir import Progress
 from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.model import WEIGHTS, save_weights, write_model_files
 from bgkd_megatron.megatron.model_config import ModelConfig
 
@@ -70,7 +72,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) -> None:
-    """Continue `state` from `checkpoint`.  Collective."""
+    """Continue `state` from `checkpoint`.  Collective.
+
+    Raises ConfigError when the checkpoint is damaged; `state` is then as it was.
+    """
     progress = checkpoint_dir.read_progress(checkpoint, config)
     request = _sharded_state(state, is_loading=True)
     # Generator states belong to a rank: on another layout the fresh seeds stay.
@@ -80,7 +85,14 @@ def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) ->
     )
     if same_layout:
         request["rng"] = _rng_state()
-    loaded = dist_checkpointing.load(request, str(checkpoint / WEIGHTS))
+    try:
+        loaded = dist_checkpointing.load(request, str(checkpoint / WEIGHTS))
+    except (Exception, CheckpointException) as error:  # the latter is torch's, no Exception
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ConfigError(
+            f"{checkpoint} cannot be read ({type(error).__name__}: {reason}): write the name of an "
+            f"older checkpoint into {config.checkpoint.dir}/latest, or remove it to start over"
+        ) from error
     state.model.module.load_state_dict(loaded["model"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.scheduler.load_state_dict(loaded["scheduler"])

@@ -61,13 +61,13 @@ class MaskedGPTDataset(GPTDataset):
     def __getitem__(self, index: int | None) -> dict[str, Tensor]:
         """tokens, labels, position_ids, each [seq_length] int64.
 
-        Raises ValueError for a token outside the vocabulary.
+        Raises ConfigError for a token outside the vocabulary.
         """
         sample = super().__getitem__(index)
         tokens, labels = sample["tokens"], sample["labels"]
         largest = max(int(tokens.max()), int(labels.max()))
         if largest >= self.config.tokenizer.vocab_size:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.dataset_path} holds token id {largest}, but the model's vocabulary has "
                 f"{self.config.tokenizer.vocab_size} tokens: prepare the dataset with the model's "
                 "tokenizer"

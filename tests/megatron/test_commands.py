@@ -72,6 +72,13 @@ def test_sigterm_saves_and_exits_0(config: Path, tmp_path: Path) -> None:
     assert f"held_out: student NLL {result['nll']:.4f}" in evaluation.stdout
     assert result["forward_kl"] < json.loads(lines[0])["forward_kl"]
 
+    for file in (checkpoint / "weights").glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:1000])
+    damaged = run_command(command)
+    assert damaged.returncode != 0
+    assert f"error: {checkpoint} cannot be read" in damaged.stderr
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == last
+
 
 def test_mistakes_are_told_once(config: Path) -> None:
     process = run_command(torchrun(2, *TRAIN, "--config", config, "data.seq_length=100"))
