@@ -13,6 +13,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
+
+from safetensors import SafetensorError
 
 from bgkd_megatron.convert.hf_checkpoint import copy_tokenizer
 from bgkd_megatron.convert.mapping import fill_megatron
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dropped=options.drop_layers,
             tokenizer=options.tokenizer,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, BadZipFile, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.output}: {config.num_layers} layers, vocabulary of {config.vocab_size}")

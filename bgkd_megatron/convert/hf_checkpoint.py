@@ -101,10 +101,10 @@ class SafetensorsWeights(Mapping[str, Tensor]):
     def __init__(self, directory: Path) -> None:
         index = directory / INDEX_FILE
         if index.is_file():
-            self._file = {
-                name: directory / file
-                for name, file in json.loads(index.read_text())["weight_map"].items()
-            }
+            weight_map = json.loads(index.read_text()).get("weight_map")
+            if weight_map is None:
+                raise ValueError(f"{index} has no weight_map: it is not an index of safetensors")
+            self._file = {name: directory / file for name, file in weight_map.items()}
             return
         file = directory / "model.safetensors"
         if not file.is_file():

@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
-from torch.distributed.checkpoint.api import CheckpointException
 
 from bgkd_megatron.megatron import checkpoint_dir
 from bgkd_megatron.megatron.checkpoint_dir import Progress
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
-from bgkd_megatron.megatron.model import WEIGHTS, save_weights, write_model_files
+from bgkd_megatron.megatron.model import read_weights, save_weights, write_model_files
 from bgkd_megatron.megatron.model_config import ModelConfig
 
 __all__ = ["TrainState", "load_checkpoint", "save_checkpoint"]
@@ -86,12 +84,11 @@ def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) ->
     if same_layout:
         request["rng"] = _rng_state()
     try:
-        loaded = dist_checkpointing.load(request, str(checkpoint / WEIGHTS))
-    except (Exception, CheckpointException) as error:  # the latter is torch's, no Exception
-        reason = str(error).strip().rpartition("\n")[2]
+        loaded = read_weights(request, checkpoint)
+    except ConfigError as error:
         raise ConfigError(
-            f"{checkpoint} cannot be read ({type(error).__name__}: {reason}): write the name of an "
-            f"older checkpoint into {config.checkpoint.dir}/latest, or remove it to start over"
+            f"{error}: write the name of an older checkpoint into {config.checkpoint.dir}/latest, "
+            "or remove it to start over"
         ) from error
     state.model.module.load_state_dict(loaded["model"])
     state.optimizer.load_state_dict(loaded["optimizer"])

@@ -22,9 +22,11 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.functional import silu
 
 from bgkd_megatron.megatron import parallel
+from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.layer_spec import block_spec
 from bgkd_megatron.megatron.model_config import ModelConfig
 
@@ -33,6 +35,7 @@ __all__ = [
     "WEIGHTS",
     "build_model",
     "load_weights",
+    "read_weights",
     "save_model_dir",
     "write_model_files",
 ]
@@ -113,13 +116,26 @@ def load_weights(model: GPTModel, model_dir: str | Path) -> None:
     """Load DIR/weights into `model`, from any tensor-parallel size into the current one.
 
     Collective: call it on all ranks.  Raises FileNotFoundError when there is no checkpoint, and
-    Megatron's CheckpointingException when it does not fit the model.
+    ConfigError when it is damaged or does not fit the model.
     """
     path = Path(model_dir) / WEIGHTS
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist: {model_dir} is not a model directory")
-    loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(path))
+    loaded = read_weights({"model": model.sharded_state_dict()}, Path(model_dir))
     model.load_state_dict(loaded["model"])
+
+
+def read_weights(request: dict[str, Any], root: Path) -> dict[str, Any]:
+    """What `request` asks for, from Megatron's checkpoint in ROOT/weights.  Collective.
+
+    Raises ConfigError when it is damaged or holds something else.
+    """
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(request, str(root / WEIGHTS))
+    except (Exception, CheckpointException) as error:  # the latter is torch's, no Exception
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ConfigError(f"{root} cannot be read ({type(error).__name__}: {reason})") from error
+    return loaded
 
 
 @torch.no_grad()
