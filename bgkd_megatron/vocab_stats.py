@@ -93,8 +93,8 @@ def _check_coverage(vocab_size: int, widths: list[int]) -> None:
             f"together fewer than the vocabulary of {vocab_size} token ids. Is this the group "
             f"that the output layer is sharded over?"
         )
-    # Megatron pads to a multiple of 128 columns per rank; twice the vocabulary is no padding.
-    if sum(widths) - vocab_size >= max(vocab_size, 128 * len(widths)):
+    # Padding is a multiple of 128 (or 1024) columns per rank; twice the vocabulary is no padding.
+    if sum(widths) - vocab_size >= max(vocab_size, 1024 * len(widths)):
         raise ValueError(
             f"VocabShard: the {len(widths)} rank(s) of the tp_group hold {widths} columns, at "
             f"least twice the vocabulary of {vocab_size} token ids. Is this group larger than the "
@@ -204,7 +204,7 @@ def vocab_stats(
     Raises TypeError (dtype) or ValueError (shape, device, label outside the vocabulary, shard,
     temperature, leaf), before any communication.
     """
-    _check_arguments(student_logits, teacher_logits, shard, inplace_backward)
+    _check_arguments(student_logits, teacher_logits, labels, shard, inplace_backward)
     options = _StatsOptions(
         shard,
         int(features),
@@ -242,7 +242,11 @@ def vocab_stats(
 
 
 def _check_arguments(
-    student_logits: Tensor, teacher_logits: Tensor | None, shard: VocabShard, inplace_backward: bool
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor | None,
+    shard: VocabShard,
+    inplace_backward: bool,
 ) -> None:
     if student_logits.device.type not in ops.DEVICES:
         raise ValueError(
@@ -254,6 +258,13 @@ def _check_arguments(
             f"vocab_stats: the shard describes {shard.num_columns} local columns, student_logits "
             f"have shape {tuple(student_logits.shape)}"
         )
+    # A meta tensor among them would send the call to the fake kernels, which compute nothing.
+    for name, other in (("teacher_logits", teacher_logits), ("labels", labels)):
+        if other is not None and other.device != student_logits.device:
+            raise ValueError(
+                f"vocab_stats: {name} must be on {student_logits.device} like student_logits, "
+                f"got {other.device}"
+            )
     if teacher_logits is not None and teacher_logits.requires_grad:
         raise ValueError(
             "vocab_stats: teacher_logits require a gradient, but the teacher is a constant here. "
@@ -264,11 +275,12 @@ def _check_arguments(
             "vocab_stats: inplace_backward would write one row over another: student_logits of "
             f"shape {tuple(student_logits.shape)} have strides {student_logits.stride()}"
         )
-    if inplace_backward and student_logits.requires_grad and student_logits.is_leaf:
+    owner = student_logits if student_logits._base is None else student_logits._base
+    if inplace_backward and owner.requires_grad and owner.is_leaf:
         raise ValueError(
             "vocab_stats: inplace_backward would overwrite student_logits, which are a leaf tensor "
-            "(a parameter or an input of yours). Pass inplace_backward=False, or the output of a "
-            "layer."
+            "or a view of one (a parameter or an input of yours). Pass inplace_backward=False, or "
+            "the output of a layer."
         )
 
 

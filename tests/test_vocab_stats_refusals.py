@@ -165,3 +165,18 @@ def test_shard_refuses(cut: tuple[int, int, int], message: str) -> None:
     if cut == (10, 0, 9):
         with pytest.raises(ValueError, match=r"hold \[9\] columns, together fewer than .* 10"):
             VocabShard.even(10, 9)
+
+
+def test_inplace_refuses_a_view_of_a_leaf() -> None:
+    parameter = torch.zeros(2, 3, COLUMNS, requires_grad=True)
+    with pytest.raises(ValueError, match="or a view of one"):
+        vocab_stats(
+            parameter.flatten(0, 1), shard=SHARD, features=Feature(0), inplace_backward=True
+        )
+
+
+def test_refuses_meta_tensors_beside_real_ones() -> None:
+    logits = torch.zeros(6, COLUMNS)
+    for change in ({"teacher_logits": logits.to("meta")}, {"labels": torch.zeros(6).to("meta")}):
+        with pytest.raises(ValueError, match="must be on cpu like student_logits, got meta"):
+            vocab_stats(logits, **change, shard=SHARD, features=Feature(0))

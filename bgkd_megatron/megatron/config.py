@@ -122,7 +122,7 @@ class TrainingConfig(_Section):
     micro_batch_size: PositiveInt = 1
     global_batch_size: PositiveInt
     steps: PositiveInt
-    seed: NonNegativeInt = 1234
+    seed: int = Field(default=1234, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations; losses, gradient sums and optimizer states are fp32."""
 
