@@ -15,7 +15,6 @@ namespace bgkd {
 template <class F, uint32_t kFeatures>
 struct LaneStats {
   using P = Pack<F>;
-  static constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
 
   F student_max = P::broadcast(kLowest);
   F student_max_block = P::broadcast(0.f);  // which block the maximum came from, the first on ties
