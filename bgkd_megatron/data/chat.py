@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from bgkd_megatron.data.documents import Message
 from bgkd_megatron.data.records import Encoded
 
@@ -24,7 +22,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
     What a template puts behind the end-of-turn token (ChatML: a line feed) is never produced by
     the model and so not learned.
     Raises ValueError when the tokenizer has no chat template, when the template refuses the
-    messages, or when turns cannot be told apart in its output.
+    messages, when turns cannot be told apart in its output, or when nothing is learned.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str):
@@ -32,15 +30,23 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
             "the tokenizer has no (single) chat template: add chat_template.jinja to its "
             'directory, or give plain {"text"} records'
         )
-    try:
-        if "{% generation %}" in template or "{%- generation" in template:
-            marked: Any = tokenizer.apply_chat_template(
-                messages, return_dict=True, return_assistant_tokens_mask=True
-            )
-            return Encoded(list(marked["input_ids"]), list(marked["assistant_masks"]))
-        return _encode_by_prefixes(tokenizer, messages)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template refuses this chat: {error}") from error
+    if "{% generation %}" in template or "{%- generation" in template:
+        encoded = _encode_by_marks(tokenizer, messages)
+    else:
+        encoded = _encode_by_prefixes(tokenizer, messages)
+    if not any(encoded.loss_mask):
+        raise ValueError(
+            "the chat template leaves nothing of the assistant to learn in this chat: check its "
+            "{% generation %} marks, if it has any"
+        )
+    return encoded
+
+
+def _encode_by_marks(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Encoded:
+    marked = _apply_template(
+        tokenizer, messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return Encoded(list(marked["input_ids"]), list(marked["assistant_masks"]))
 
 
 def _encode_by_prefixes(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Encoded:
@@ -51,6 +57,12 @@ def _encode_by_prefixes(tokenizer: PreTrainedTokenizerBase, messages: list[Messa
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        if index == 0:
+            raise ValueError(
+                "the chat begins with the assistant, and a template cannot render the empty prompt "
+                "before it: put a message of system or user first, or mark the assistant's part in "
+                "the template with {% generation %}"
+            )
         prompt = _render(tokenizer, messages[:index], prompt=True)
         through_turn = _render(tokenizer, messages[: index + 1], prompt=False)
         if not (through_turn.startswith(prompt) and text.startswith(through_turn)):
@@ -66,9 +78,16 @@ def _encode_by_prefixes(tokenizer: PreTrainedTokenizerBase, messages: list[Messa
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, prompt: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    )
+    return str(_apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=prompt))
+
+
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], **options: bool
+) -> Any:
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except Exception as error:  # a template is a program: it may raise anything
+        raise ValueError(f"the chat template refuses this chat: {error!r}") from error
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

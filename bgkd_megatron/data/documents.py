@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bgkd_megatron.data.os_errors import naming_file
+
 ROLES = ("system", "user", "assistant")
 
 Message = dict[str, str]
@@ -43,11 +45,13 @@ def read_documents(inputs: Iterable[Path]) -> Iterator[Document]:
     """The documents of all inputs, in order and streamed.
 
     A directory stands for its ``.txt`` and ``.jsonl`` files, recursively, sorted by path.  A
-    ``.jsonl`` file holds one record a line (empty lines are skipped); any other file is one text.
-    Raises FileNotFoundError, or ValueError for a malformed record, with the line it is on.
+    ``.jsonl`` file holds one record a line (empty lines are skipped); ``.json`` is refused, for it
+    may be anything; any other file is one text.  The case of a suffix does not matter.
+    Raises OSError, or ValueError for a malformed record, with the line it is on.  All inputs are
+    looked for before the first one is read.
     """
-    for file in _files(inputs):
-        if file.suffix == ".jsonl":
+    for file in list(_files(inputs)):
+        if _kind(file) == ".jsonl":
             yield from _read_jsonl(file)
         else:
             yield _text_document(_read_text(file), str(file))
@@ -56,25 +60,34 @@ def read_documents(inputs: Iterable[Path]) -> Iterator[Document]:
 def _files(inputs: Iterable[Path]) -> Iterator[Path]:
     for path in inputs:
         if not path.is_dir():
-            if not path.is_file():
+            if not path.exists():
                 raise FileNotFoundError(f"input {path} does not exist")
+            if not path.is_file():
+                raise ValueError(f"input {path} is neither a regular file nor a directory")
+            if _kind(path) == ".json":
+                raise ValueError(f"input {path}: make it a .jsonl file, with one record a line")
             yield path
             continue
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
+        files = sorted(p for p in path.rglob("*") if _kind(p) in (".txt", ".jsonl") and p.is_file())
         if not files:
             raise ValueError(f"input directory {path} holds no .txt or .jsonl file")
         yield from files
 
 
+def _kind(file: Path) -> str:
+    return file.suffix.lower()
+
+
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        with naming_file(file):
+            return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text ({error}); convert it first") from error
 
 
 def _read_jsonl(file: Path) -> Iterator[Document]:
-    with file.open("rb") as lines:
+    with naming_file(file), file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield parse_record(line, f"{file}:{number}")
@@ -86,6 +99,8 @@ def parse_record(line: str | bytes, where: str) -> Document:
         record = json.loads(line)
     except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
         raise ValueError(f"{where}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: brackets nested too deeply for a record") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(record).__name__}")
     if "text" in record:
@@ -98,14 +113,12 @@ def parse_record(line: str | bytes, where: str) -> Document:
         return ChatDocument(_messages(messages, where), where)
     raise ValueError(
         f'{where}: expected a key "text", "messages", or both "prompt" and "completion", '
-        f"got {sorted(record)}"
+        f"got {_brief(sorted(record))}"
     )
 
 
 def _text_document(text: Any, where: str) -> TextDocument:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: the text must be a non-empty string, got {_brief(text)}")
-    return TextDocument(text, where)
+    return TextDocument(_text(text, f"{where}: the text"), where)
 
 
 def _messages(messages: Any, where: str) -> list[Message]:
@@ -120,12 +133,24 @@ def _messages(messages: Any, where: str) -> list[Message]:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ValueError(f"{place}: role must be one of {', '.join(ROLES)}, got {_brief(role)}")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"{place}: content must be non-empty text, got {_brief(content)}")
-        checked.append({"role": role, "content": content})
+        checked.append({"role": role, "content": _text(content, f"{place}: the content")})
     if all(message["role"] != "assistant" for message in checked):
         raise ValueError(f"{where}: no message of the assistant, so nothing to learn")
     return checked
+
+
+def _text(value: Any, what: str) -> str:
+    """`value`, a string that a tokenizer takes; what: "file:line: the ...", for errors."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} must be a non-empty string, got {_brief(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may escape one half of a surrogate pair
+        raise ValueError(
+            f"{what} holds {value[error.start]!r} at character {error.start}, half of a surrogate "
+            "pair, which is no character: remove it or write the whole pair"
+        ) from error
+    return value
 
 
 def _brief(value: Any) -> str:

@@ -19,12 +19,19 @@ BATCH_SIZE = 256
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The Hugging Face tokenizer stored in `directory`; never looks on the network."""
+    """The Hugging Face tokenizer stored in `directory`; never looks on the network.
+
+    Raises FileNotFoundError, or ValueError for a directory without a usable tokenizer.
+    """
     if not directory.is_dir():
         raise FileNotFoundError(f"tokenizer directory {directory} does not exist")
     from transformers import AutoTokenizer  # takes seconds to import
 
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # damaged files: KeyError, JSONDecodeError, plain Exception, ...
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{directory} holds no usable tokenizer: {reason}") from error
 
 
 def end_of_document_id(tokenizer: PreTrainedTokenizerBase, token: str | None = None) -> int:

@@ -4,11 +4,15 @@
     PREFIX.loss_mask.bin, PREFIX.loss_mask.idx    uint8 0/1 of the same lengths (chat only)
     PREFIX.json                                   `Summary`
 
+Until they are complete they are in a folder .PREFIX-XXXXXXXX beside them.  Only a process that is
+killed outright (SIGKILL, power failure) leaves one behind: delete it when no process writes PREFIX.
+
 On a machine without a GPU call bgkd_megatron.megatron.cpu_compat.install() before importing this.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -20,9 +24,13 @@ from typing import Self
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
+from bgkd_megatron.data.os_errors import naming_file
 from bgkd_megatron.data.records import Encoded, Summary
+from bgkd_megatron.megatron.dataset import LOSS_MASK_SUFFIX
 
-MASK_SUFFIX = ".loss_mask"
+# In the order in which they appear: a dataset with an index is complete.
+MASK_FILES = (f"{LOSS_MASK_SUFFIX}.bin", f"{LOSS_MASK_SUFFIX}.idx")
+FILES = (".json", ".bin", ".idx")
 
 
 class IndexedWriter:
@@ -30,25 +38,38 @@ class IndexedWriter:
 
     The files appear under their final names only when the block ends without an exception, the
     index last: a dataset with an index is complete.  `summary` counts what was added.
+    Raises FileExistsError, at the start and again at the end, when one of the files is already
+    there: nothing is ever overwritten.  Raises ValueError when there is nothing to learn.
     """
 
     def __init__(self, prefix: Path, *, vocab_size: int) -> None:
         self.prefix = prefix
         self.summary = Summary(vocab_size)
+        self._refuse_existing()
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._scratch = tempfile.TemporaryDirectory(dir=prefix.parent, prefix=f".{prefix.name}-")
         self._tokens = self._builder("", DType.optimal_dtype(vocab_size))
-        self._mask = self._builder(MASK_SUFFIX, np.uint8)
+        self._mask = self._builder(LOSS_MASK_SUFFIX, np.uint8)
 
     def add(self, document: Encoded) -> None:
-        """Append one document.  Raises ValueError for an id outside the vocabulary."""
+        """Append one document.
+
+        Raises ValueError for a document without tokens, a loss mask of another length, or an id
+        outside the vocabulary.
+        """
         ids, loss_mask = document
+        if not ids or len(loss_mask) != len(ids):
+            raise ValueError(
+                "a document needs tokens and as many loss mask entries, got "
+                f"{len(ids)} and {len(loss_mask)}"
+            )
         if min(ids) < 0 or max(ids) >= self.summary.vocab_size:
             raise ValueError(
                 f"token ids must be in [0, {self.summary.vocab_size}), got [{min(ids)}, {max(ids)}]"
             )
-        self._tokens.add_document(ids, [len(ids)])
-        self._mask.add_document(loss_mask, [len(ids)])
+        with naming_file(self.prefix):
+            self._tokens.add_document(ids, [len(ids)])
+            self._mask.add_document(loss_mask, [len(ids)])
         self.summary.documents += 1
         self.summary.tokens += len(ids)
         self.summary.loss_tokens += sum(loss_mask)
@@ -63,27 +84,42 @@ class IndexedWriter:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._tokens.finalize(str(self._temporary(".idx")))
-            self._mask.finalize(str(self._temporary(MASK_SUFFIX + ".idx")))
             if exc_type is None:
-                self._publish()
+                with naming_file(self.prefix):
+                    self._publish()
         finally:
+            for builder in (self._tokens, self._mask):
+                # On a full disk closing fails once more, for the data still buffered.
+                with contextlib.suppress(OSError):
+                    builder.data_file.close()
             self._scratch.cleanup()
 
     def _publish(self) -> None:
         if not self.summary.documents:
             raise ValueError("no document was given, so there is no dataset to write")
+        if not self.summary.loss_tokens:
+            raise ValueError(
+                f"none of the {self.summary.tokens} tokens is a target (every loss mask is 0), so "
+                "there is nothing to learn from this dataset"
+            )
+        self._tokens.finalize(str(self._temporary(".idx")))
+        self._mask.finalize(str(self._temporary(LOSS_MASK_SUFFIX + ".idx")))
         self._temporary(".json").write_text(json.dumps(asdict(self.summary), indent=2) + "\n")
-        # The old index goes first and the new one comes last: at no time does an index lie beside
-        # files that it does not describe.
-        self._final(".idx").unlink(missing_ok=True)
-        for kind in (".idx", ".bin"):
-            self._final(MASK_SUFFIX + kind).unlink(missing_ok=True)
-        suffixes = [".json", ".bin", ".idx"]
-        if self.summary.loss_tokens < self.summary.tokens:
-            suffixes = [MASK_SUFFIX + ".bin", MASK_SUFFIX + ".idx", *suffixes]
-        for suffix in suffixes:
-            os.replace(self._temporary(suffix), self._final(suffix))
+        self._refuse_existing()
+        has_mask = self.summary.loss_tokens < self.summary.tokens
+        with contextlib.ExitStack() as undo:
+            for suffix in (*MASK_FILES, *FILES) if has_mask else FILES:
+                undo.callback(self._final(suffix).unlink, missing_ok=True)
+                self._temporary(suffix).rename(self._final(suffix))
+            undo.pop_all()  # from here on the dataset stays
+
+    def _refuse_existing(self) -> None:
+        files = [str(self._final(suffix)) for suffix in (*MASK_FILES, *FILES)]
+        if existing := [file for file in files if os.path.lexists(file)]:
+            raise FileExistsError(
+                f"output {self.prefix} already exists ({', '.join(existing)}): remove these files "
+                "or choose another prefix"
+            )
 
     def _builder(self, suffix: str, dtype: type[np.number]) -> IndexedDatasetBuilder:
         return IndexedDatasetBuilder(str(self._temporary(suffix + ".bin")), dtype=dtype)

@@ -8,6 +8,7 @@ See documents.py for the formats that are read and indexed.py for the files that
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from bgkd_megatron.data.documents import read_documents
 from bgkd_megatron.data.encode import encode_documents, end_of_document_id, load_tokenizer
 from bgkd_megatron.data.records import Summary
 from bgkd_megatron.megatron import cpu_compat
+from bgkd_megatron.megatron.quiet import silence_megatron
 
 
 def prepare(
@@ -24,7 +26,9 @@ def prepare(
     """Write the dataset PREFIX from `inputs` and return its Summary.
 
     eod_token: ends each document; the tokenizer's end-of-sequence token when None.
-    Raises FileNotFoundError or ValueError; then nothing is written.
+    Raises ValueError or OSError (FileExistsError: nothing is ever overwritten); then nothing is
+    written.  Without a GPU it installs cpu_compat, which changes torch for the rest of the process:
+    the writer is Megatron's own, and Megatron cannot be imported otherwise.
     """
     cpu_compat.install()
     from bgkd_megatron.data.indexed import IndexedWriter
@@ -52,11 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--eod-token", metavar="TOKEN",
                         help="ends each document (default: the tokenizer's EOS)")  # fmt: skip
     options = parser.parse_args(arguments)
+    silence_megatron()
+    # What a batch system or `timeout` sends ends the command like Ctrl-C: no scratch files stay.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = prepare(options.input, options.tokenizer, options.output, options.eod_token)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
     print(
         f"{options.output}: {summary.documents} documents, {summary.tokens} tokens, "
         f"{summary.loss_tokens} of them targets"

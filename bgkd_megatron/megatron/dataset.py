@@ -25,9 +25,10 @@ from bgkd_megatron.megatron import parallel
 from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.loss import IGNORE_INDEX, Microbatch
 
-__all__ = ["DatasetFactory", "SampleDataset", "microbatches"]
+__all__ = ["LOSS_MASK_SUFFIX", "DatasetFactory", "SampleDataset", "microbatches"]
 
 LOSS_MASK_SUFFIX = ".loss_mask"
+"""The loss mask of the dataset PREFIX is the dataset PREFIX + LOSS_MASK_SUFFIX."""
 
 
 class SampleDataset(Protocol):
@@ -148,7 +149,15 @@ class DatasetFactory:
             drop_last_partial_validation_sequence=False,
         )
         builder = BlendedMegatronDatasetBuilder(MaskedGPTDataset, sizes, lambda: True, config)
-        dataset: SampleDataset = builder.build()[split.value]
+        try:
+            dataset: SampleDataset = builder.build()[split.value]
+        except ConfigError:
+            raise
+        except (EOFError, OSError, ValueError) as error:  # a file cut short
+            raise ConfigError(
+                f"the samples of {', '.join(prefixes)} cannot be read or indexed ({error}): remove "
+                f"{self.index_dir}, which is made anew, or prepare the dataset again"
+            ) from error
         if len(dataset) == 0:
             raise ConfigError(f"{', '.join(prefixes)} holds fewer than two tokens")
         return dataset

@@ -96,11 +96,29 @@ def test_a_token_across_the_start_of_an_answer_is_refused() -> None:
         encode_chat(tokenizer, chat)
 
 
-def test_what_the_template_refuses_is_reported_with_its_place() -> None:
-    template = "{{ raise_exception('roles must alternate') }}"
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0]['content'] + 1 }}", "TypeError"),
+        (
+            "{{ messages[0]['content'] }}{% generation %}{% endgeneration %}",
+            "leaves nothing of the assistant to learn",
+        ),
+    ],
+)
+def test_what_the_template_refuses_is_reported_with_its_place(template: str, reason: str) -> None:
     documents = [ChatDocument(CHAT, "chats.jsonl:3")]
-    with pytest.raises(ValueError, match=r"^chats\.jsonl:3: .*roles must alternate"):
+    with pytest.raises(ValueError, match=rf"^chats\.jsonl:3: .*{reason}"):
         list(encode_documents(documents, byte_tokenizer(template), 0))
+
+
+def test_a_chat_that_begins_with_the_assistant_needs_marks() -> None:
+    chat = CHAT[2:4]
+    with pytest.raises(ValueError, match=r"begins with the assistant.*or mark"):
+        encode_chat(byte_tokenizer(CHATML), chat)
+    marked = byte_tokenizer(GENERATION_MARKS)
+    assert learned(marked, encode_chat(marked, chat)) == ["4<|im_end|>"]
 
 
 def test_a_tokenizer_without_template_is_refused() -> None:

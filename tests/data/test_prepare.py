@@ -1,39 +1,26 @@
-"""The files on disk, read back by Megatron's own reader."""
+"""The command: the files it makes, and one line about what it cannot make."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import pytest
+from dataset_files import read_dataset
 from megatron_process import Call
 from tiny_tokenizer import byte_tokenizer
 
-from bgkd_megatron.data.encode import end_of_document_id
+from bgkd_megatron.data.documents import Document, TextDocument
+from bgkd_megatron.data.encode import end_of_document_id, load_tokenizer
 from bgkd_megatron.data.prepare import main
-from bgkd_megatron.data.records import Encoded
-
-
-def read_dataset(prefix: str) -> tuple[list[list[int]], list[int], str]:
-    """Sequences, document borders and dtype of an indexed dataset."""
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    dataset = IndexedDataset(prefix)
-    sequences = [dataset[i].tolist() for i in range(len(dataset))]
-    return sequences, dataset.document_indices.tolist(), str(np.dtype(dataset.index.dtype))
-
-
-def write_dataset(prefix: Path, documents: list[Encoded], vocab_size: int = 300) -> int:
-    """Write `documents`; returns the number of tokens."""
-    from bgkd_megatron.data.indexed import IndexedWriter
-
-    with IndexedWriter(prefix, vocab_size=vocab_size) as writer:
-        for document in documents:
-            writer.add(document)
-    return writer.summary.tokens
 
 
 def main_with_errors(arguments: list[str]) -> tuple[int, str]:
@@ -89,48 +76,62 @@ def test_chat_has_a_loss_mask_of_the_same_lengths(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"text": ""}', r'{"text": "\ud800"}', "[" * 100_000],
+    ids=["empty", "surrogate", "deep"],
+)
 def test_nothing_is_written_when_a_line_is_wrong(
-    tmp_path: Path,
-    tokenizer_dir: Path,
-    in_megatron_process: Call,
+    tmp_path: Path, tokenizer_dir: Path, in_megatron_process: Call, line: str
 ) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": ""}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
     out = tmp_path / "out"
     arguments = command(tokenizer_dir, tmp_path / "a.jsonl", out / "text")
     status, errors = in_megatron_process(main_with_errors, arguments)
     assert status == 1
     assert errors.startswith(f"error: {tmp_path}/a.jsonl:2: ")
+    assert errors.count("\n") == 1
     assert list(out.iterdir()) == []
 
 
-def test_a_failed_run_leaves_the_old_dataset(tmp_path: Path, in_megatron_process: Call) -> None:
-    prefix = tmp_path / "d"
-    in_megatron_process(write_dataset, prefix, [Encoded([5, 6], [0, 1])])
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"must be in \[0, 300\), got \[1, 300\]"):
-        in_megatron_process(write_dataset, prefix, [Encoded([7], [1]), Encoded([1, 300], [1, 1])])
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+def test_a_failing_command_prints_one_line(tmp_path: Path, tokenizer_dir: Path) -> None:
+    (tmp_path / "text.idx").write_text("kept")
+    arguments = command(tokenizer_dir, tmp_path / "nowhere", tmp_path / "text")
+    process = subprocess.run(
+        [sys.executable, "-m", "bgkd_megatron.data.prepare", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert process.stderr == (
+        f"error: output {tmp_path}/text already exists ({tmp_path}/text.idx): "
+        "remove these files or choose another prefix\n"
+    )
 
 
-def test_a_loss_mask_of_an_older_dataset_does_not_stay(
-    tmp_path: Path, in_megatron_process: Call
+def main_with_signal(arguments: list[str], prefix: Path, number: int) -> tuple[int, str]:
+    """`main_with_errors`, and the signal comes in the middle of the work."""
+
+    def documents(inputs: Iterable[Path]) -> Iterator[Document]:
+        yield TextDocument("first", "f:1")
+        assert list(prefix.parent.iterdir()), "the work has not begun"
+        os.kill(os.getpid(), number)
+        yield TextDocument("second", "f:2")
+
+    with mock.patch("bgkd_megatron.data.prepare.read_documents", documents):
+        return main_with_errors(arguments)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_nothing(
+    tmp_path: Path, tokenizer_dir: Path, in_megatron_process: Call, number: signal.Signals
 ) -> None:
-    in_megatron_process(write_dataset, tmp_path / "d", [Encoded([5, 6], [0, 1])])
-    assert (tmp_path / "d.loss_mask.idx").exists()
-    in_megatron_process(write_dataset, tmp_path / "d", [Encoded([5, 6], [1, 1])])
-    assert {p.name for p in tmp_path.iterdir()} == {"d.bin", "d.idx", "d.json"}
-
-
-def test_large_vocabularies_are_stored_wider(tmp_path: Path, in_megatron_process: Call) -> None:
-    documents = [Encoded([70_000, 1], [1, 1])]
-    assert in_megatron_process(write_dataset, tmp_path / "d", documents, 151_936) == 2
-    sequences, _, dtype = in_megatron_process(read_dataset, str(tmp_path / "d"))
-    assert (sequences, dtype) == ([[70_000, 1]], "int32")
-
-
-def test_an_empty_dataset_is_refused(tmp_path: Path, in_megatron_process: Call) -> None:
-    with pytest.raises(ValueError, match="no document"):
-        in_megatron_process(write_dataset, tmp_path / "d", [])
+    prefix = tmp_path / "out" / "text"
+    arguments = command(tokenizer_dir, tmp_path / "none", prefix)
+    outcome = in_megatron_process(main_with_signal, arguments, prefix, number)
+    assert outcome == (130, "error: interrupted\n")
+    assert list(prefix.parent.iterdir()) == []
 
 
 def test_end_of_document_token() -> None:
@@ -146,3 +147,10 @@ def test_a_missing_tokenizer_is_reported(tmp_path: Path, in_megatron_process: Ca
     status, errors = in_megatron_process(main_with_errors, arguments)
     assert status == 1
     assert errors == f"error: tokenizer directory {tmp_path}/none does not exist\n"
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": "1.0", "model": {}}'])
+def test_a_damaged_tokenizer_is_reported_on_one_line(tokenizer_dir: Path, content: str) -> None:
+    (tokenizer_dir / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"^{tokenizer_dir} holds no usable tokenizer: .+$"):
+        load_tokenizer(tokenizer_dir)
