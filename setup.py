@@ -7,6 +7,8 @@ can build for another machine.
 
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import torch
@@ -50,6 +52,23 @@ def with_cuda() -> bool:
     return possible and wanted != "0" and bool(sources("cuda"))
 
 
+def check_names(capability: str, objects: list[str]) -> None:
+    """A function that another object defines too, say an inline one of the standard library, would
+    be linked once: perhaps this one, with instructions that an older processor lacks."""
+    if (nm := shutil.which("nm")) is None:
+        return
+    command = [nm, "--defined-only", "--extern-only", "--format=posix", *objects]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [line for line in output.splitlines() if line and not line.endswith(":")]
+    names = {line.split()[0] for line in lines}
+    # In a mangled name, the namespace CPU_CAPABILITY of ours and of at::vec.
+    if shared := [name for name in names if f"{len(capability)}{capability}" not in name]:
+        raise SystemExit(
+            f"The {capability} kernels define names outside their namespace: {sorted(shared)}. "
+            "Build with optimization, so that these functions are inlined."
+        )
+
+
 class BuildKernels(BuildExtension):
     """Compiles the CPU kernels once per instruction set, then everything else as usual."""
 
@@ -68,7 +87,7 @@ class BuildKernels(BuildExtension):
                 ("CPU_CAPABILITY", capability),
                 (f"CPU_CAPABILITY_{capability}", None),
             ]
-            ext.extra_objects += self.compiler.compile(
+            objects = self.compiler.compile(
                 sources("isa"),
                 output_dir=os.path.join(self.build_temp, capability),
                 macros=defines,
@@ -76,6 +95,9 @@ class BuildKernels(BuildExtension):
                 extra_postargs=flags,
                 depends=ext.depends,
             )
+            if capability != "DEFAULT":
+                check_names(capability, objects)
+            ext.extra_objects += objects
         super().build_extension(ext)
 
 

@@ -13,6 +13,7 @@ Source: arXiv 2605.26246 (hybrid losses); Hinton et al. 2015 (temperature).
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -49,8 +50,7 @@ def hybrid_loss(
         t = _given(t, "teacher_logits")
         log_q = torch.log_softmax(z / config.temperature, dim=-1)
         log_p = torch.log_softmax(t / config.temperature, dim=-1)
-        kl = _kl(log_p, log_q) if config.soft == "forward_kl" else _kl(log_q, log_p)
-        soft = config.temperature**2 * kl
+        soft = config.temperature**2 * _divergence(log_p, log_q, config)
         soft_weight = _soft_weight(t, config, vocab_size, progress)
     if config.hard_label == "data":
         target = _given(labels, "labels")[rows]
@@ -61,18 +61,33 @@ def hybrid_loss(
     return TokenLosses(*(_scatter(values, rows, student_logits.shape[0]) for values in losses))
 
 
+def _divergence(log_p: Tensor, log_q: Tensor, config: ObjectiveConfig) -> Tensor:
+    match config.soft:
+        case "forward_kl":
+            return _kl(log_p, log_q)
+        case "reverse_kl":
+            return _kl(log_q, log_p)
+        case other:
+            assert_never(other)
+
+
 def _soft_weight(t: Tensor, config: ObjectiveConfig, vocab_size: int, progress: float) -> Tensor:
     p = torch.softmax(t, dim=-1)
-    if config.weighting == "confidence":
-        return 1 - p.amax(dim=-1)
-    if config.weighting == "entropy" and config.entropy == "shannon":
-        return _mean(p, -torch.log_softmax(t, dim=-1)) / math.log(vocab_size)
-    if config.weighting == "entropy":
-        gamma = config.tsallis_gamma
-        return (p.pow(gamma).sum(dim=-1) - 1) / (math.pow(vocab_size, 1 - gamma) - 1)
-    ramp = min(progress / config.curriculum_fraction, 1.0)
-    factor = ramp if config.weighting == "curriculum" else 1.0
-    return torch.full_like(p[:, 0], config.soft_weight * factor)
+    match config.weighting:
+        case "static":
+            return torch.full_like(p[:, 0], config.soft_weight)
+        case "confidence":
+            return 1 - p.amax(dim=-1)
+        case "entropy" if config.entropy == "shannon":
+            return _mean(p, -torch.log_softmax(t, dim=-1)) / math.log(vocab_size)
+        case "entropy":
+            gamma = config.tsallis_gamma
+            return (p.pow(gamma).sum(dim=-1) - 1) / (math.pow(vocab_size, 1 - gamma) - 1)
+        case "curriculum":
+            ramp = min(progress / config.curriculum_fraction, 1.0)
+            return torch.full_like(p[:, 0], config.soft_weight * ramp)
+        case other:
+            assert_never(other)
 
 
 def vocab_stats(

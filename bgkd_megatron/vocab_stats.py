@@ -17,89 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bgkd_megatron import ops
+from bgkd_megatron import ops, rank_check
 from bgkd_megatron.statistics import Feature, VocabStats
+from bgkd_megatron.vocab_shard import VocabShard
+
+__all__ = ["VocabShard", "vocab_stats"]
 
 # torch 2.13 renamed it, and warns of the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-
-@dataclass(frozen=True)
-class VocabShard:
-    """Which token ids the local columns of the logits hold.
-
-    vocab_size: real vocabulary, common to teacher and student; ids from there on are padding and
-        are never read.
-    start: global id of local column 0 (Megatron's vocab_start_index). num_columns: local columns of
-        the student, with padding.
-    tp_group: the ranks that hold the other columns; None when there are none.
-    """
-
-    vocab_size: int
-    start: int
-    num_columns: int
-    tp_group: dist.ProcessGroup | None = None
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 1 or self.start < 0 or self.num_columns < 0:
-            raise ValueError(
-                "VocabShard: vocab_size must be at least 1, start and num_columns at least 0, got "
-                f"vocab_size={self.vocab_size}, start={self.start}, num_columns={self.num_columns}"
-            )
-        if self.tp_size == 1 and (self.start > 0 or self.num_columns < self.vocab_size):
-            raise ValueError(
-                f"VocabShard: one rank must hold all {self.vocab_size} token ids, got columns for "
-                f"{self.num_columns} from id {self.start} on: give the tp_group of the others"
-            )
-
-    @property
-    def tp_size(self) -> int:
-        return 1 if self.tp_group is None else self.tp_group.size()
-
-    @classmethod
-    def even(
-        cls, vocab_size: int, num_columns: int, tp_group: dist.ProcessGroup | None = None
-    ) -> VocabShard:
-        """Megatron's cut: every rank holds num_columns columns, rank r those from r * num_columns
-        on. No communication.
-
-        Raises ValueError if the columns of all ranks together are fewer than vocab_size.
-        """
-        rank, size = (0, 1) if tp_group is None else (tp_group.rank(), tp_group.size())
-        _check_coverage(vocab_size, [num_columns] * size)
-        return cls(vocab_size, rank * num_columns, num_columns, tp_group)
-
-    @classmethod
-    def uneven(cls, vocab_size: int, num_columns: int, tp_group: dist.ProcessGroup) -> VocabShard:
-        """Any cut in rank order, each rank with its own num_columns. One all-gather of an integer:
-        call it once, at set-up.
-
-        Raises ValueError (on every rank) if the columns of all ranks together are fewer than
-        vocab_size.
-        """
-        mine = torch.tensor([num_columns], dtype=torch.int64)
-        if dist.get_backend(tp_group) == "nccl":
-            mine = mine.cuda()
-        widths = mine.new_empty(tp_group.size())
-        _all_gather(widths, mine, group=tp_group)
-        _check_coverage(vocab_size, widths.tolist())
-        return cls(vocab_size, int(widths[: tp_group.rank()].sum()), num_columns, tp_group)
-
-
-def _check_coverage(vocab_size: int, widths: list[int]) -> None:
-    if sum(widths) < vocab_size:
-        raise ValueError(
-            f"VocabShard: the {len(widths)} rank(s) of the tp_group hold {widths} columns, "
-            f"together fewer than the vocabulary of {vocab_size} token ids. Is this the group "
-            f"that the output layer is sharded over?"
-        )
-    # Padding is a multiple of 128 (or 1024) columns per rank; twice the vocabulary is no padding.
-    if sum(widths) - vocab_size >= max(vocab_size, 1024 * len(widths)):
-        raise ValueError(
-            f"VocabShard: the {len(widths)} rank(s) of the tp_group hold {widths} columns, at "
-            f"least twice the vocabulary of {vocab_size} token ids. Is this group larger than the "
-            f"one that the output layer is sharded over?"
-        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +108,7 @@ def vocab_stats(
     power_exponent: float = 1.0,
     ignore_index: int = -100,
     inplace_backward: bool = False,
+    check_ranks: bool = False,
 ) -> VocabStats:
     """Global statistics of N tokens from local shards of logits; collective over shard.tp_group.
 
@@ -193,18 +119,44 @@ def vocab_stats(
     labels: [N] int64 global token ids, or ignore_index: such rows are never read, all their
         statistics and gradients are 0.
     features: the statistics wanted; they alone are communicated. temperature > 0 belongs to
-        SOFTENED, power_exponent > 0 to POWER_SUM.
+        SOFTENED, power_exponent > 0 to POWER_SUM. Softened KLs shrink like 1 / temperature^2, their
+        rounding error of about 1e-6 does not: see ObjectiveConfig.temperature.
     inplace_backward: the gradient overwrites the student's logits, no logits-sized memory is
         allocated (except under torch.compile, which allocates a gradient all the same). The logits
-        must not be a leaf, and nobody may read them after the backward.
+        must not be a leaf, nobody may read them after the backward, and the teacher's must lie
+        elsewhere.
+    check_ranks: compare what the ranks of the group pass, before anything is computed: rows,
+        labels, shard, features, temperature, power_exponent, ignore_index. Ranks that differ abort,
+        wait for each other or get wrong numbers, and notice it only so. To find a fault, on all
+        ranks at once: it costs two collectives and waits for the device. Not under torch.compile.
+        The gradient that comes back to the statistics must be the same on all ranks, too; that is
+        not compared.
 
     Returns VocabStats: [N] float32 each, bitwise equal on all ranks of the group.
     Bytes: forward reads each shard once; backward reads each once and writes d logits. One
     all-gather of 4 * len(ops.stat_names(features)) * N bytes per rank in forward, none in backward.
     Raises TypeError (dtype) or ValueError (shape, device, label outside the vocabulary, shard,
-    temperature, leaf), before any communication.
+    temperature, leaf), before any communication; with check_ranks ValueError on all ranks.
     """
     _check_arguments(student_logits, teacher_logits, labels, shard, inplace_backward)
+    if check_ranks and not torch.compiler.is_compiling():
+        rank_check.require_same(
+            "vocab_stats",
+            {
+                "vocab_size": shard.vocab_size,
+                "widths": shard.widths,
+                "rows of student_logits": list(student_logits.shape[:-1]),
+                "rows of teacher_logits": None
+                if teacher_logits is None
+                else list(teacher_logits.shape[:-1]),
+                "labels": rank_check.digest(labels),
+                "features": int(features),
+                "temperature": temperature,
+                "power_exponent": power_exponent,
+                "ignore_index": ignore_index,
+            },
+            shard.tp_group,
+        )
     options = _StatsOptions(
         shard,
         int(features),
@@ -275,6 +227,17 @@ def _check_arguments(
             "vocab_stats: inplace_backward would write one row over another: student_logits of "
             f"shape {tuple(student_logits.shape)} have strides {student_logits.stride()}"
         )
+    # Under torch.compile the gradient has memory of its own, and memory no address.
+    if (
+        inplace_backward
+        and teacher_logits is not None
+        and not torch.compiler.is_compiling()
+        and _share_memory(student_logits, teacher_logits)
+    ):
+        raise ValueError(
+            "vocab_stats: inplace_backward would overwrite teacher_logits, which lie in the memory "
+            "of student_logits. Pass inplace_backward=False, or a copy."
+        )
     owner = student_logits if student_logits._base is None else student_logits._base
     if inplace_backward and owner.requires_grad and owner.is_leaf:
         raise ValueError(
@@ -286,3 +249,17 @@ def _check_arguments(
 
 def _rows_overlap(logits: Tensor) -> bool:
     return logits.dim() == 2 and logits.shape[0] > 1 and 0 <= logits.stride(0) < logits.shape[1]
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the addresses from the first to the last element overlap."""
+    (a_begin, a_end), (b_begin, b_end) = _addresses(a), _addresses(b)
+    return max(a_begin, b_begin) < min(a_end, b_end)
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    begin = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return begin, begin
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (last + 1) * tensor.element_size()

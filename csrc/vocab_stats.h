@@ -65,16 +65,17 @@ struct GradientArgs {
 // One token range of each phase. Torch-free and the same on every machine:
 void merge_tokens(const MergeArgs& args, int64_t begin, int64_t end);
 
-// ... and once per instruction set:
-struct CpuKernels {
-  const char* name;
-  void (*stats)(const StatsArgs& args, int64_t begin, int64_t end);
-  void (*gradient)(const GradientArgs& args, int64_t begin, int64_t end);
-};
-extern const CpuKernels cpu_kernels_default;
+// ... and once per instruction set, each in a namespace of its own:
+#define BGKD_DECLARE_KERNELS(capability)                                       \
+  namespace capability {                                                       \
+  void compute_stats(const StatsArgs& args, int64_t begin, int64_t end);       \
+  void compute_gradient(const GradientArgs& args, int64_t begin, int64_t end); \
+  }
+BGKD_DECLARE_KERNELS(DEFAULT)
 #if defined(BGKD_X86_KERNELS)
-extern const CpuKernels cpu_kernels_avx2;
-extern const CpuKernels cpu_kernels_avx512;
+BGKD_DECLARE_KERNELS(AVX2)
+BGKD_DECLARE_KERNELS(AVX512)
 #endif
+#undef BGKD_DECLARE_KERNELS
 
 }  // namespace bgkd

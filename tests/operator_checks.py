@@ -7,11 +7,20 @@ Both see the same (rounded) logits, so only the operator's float32 arithmetic an
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from vocab_inputs import ALL_FEATURES, computed, contract, gradient_noise, upstream
+from vocab_inputs import (
+    ALL_FEATURES,
+    computed,
+    contract,
+    gradient_noise,
+    make_labels,
+    make_logits,
+    upstream,
+)
 
 from bgkd_megatron import reference
 from bgkd_megatron.statistics import Feature, VocabStats
@@ -28,6 +37,22 @@ DTYPES = [
     pytest.param((torch.bfloat16, 0.0, 2.0**-8), id="bf16"),
     pytest.param((torch.float16, 2.0**-25, 2.0**-11), id="fp16"),
 ]
+
+
+VOCAB, COLUMNS = 127, 130
+SHARD = VocabShard.even(VOCAB, COLUMNS)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """Good arguments of vocab_stats but for `changes`."""
+    good = {
+        "student_logits": make_logits(6, COLUMNS, seed=0),
+        "teacher_logits": make_logits(6, COLUMNS, seed=1),
+        "labels": make_labels(6, VOCAB, seed=2),
+        "shard": SHARD,
+        "features": ALL_FEATURES,
+    }
+    return good | changes
 
 
 def compute(

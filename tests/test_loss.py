@@ -8,26 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from objective_cases import WEIGHTING_CASES
 from vocab_inputs import gradient_noise, make_labels, make_logits
 
 from bgkd_megatron import reference
 from bgkd_megatron.loss import hybrid_loss
-from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, token_metrics
+from bgkd_megatron.objectives import (
+    DIVERGENCES,
+    HybridObjective,
+    ObjectiveConfig,
+    token_metrics,
+)
 from bgkd_megatron.vocab_stats import VocabShard
 
 VOCAB = 1000
-WEIGHTINGS: list[dict[str, Any]] = [
-    {"weighting": "static", "soft_weight": 0.3},
-    {"weighting": "static", "soft_weight": 0.0},
-    {"weighting": "confidence"},
-    {"weighting": "entropy"},
-    {"weighting": "entropy", "entropy": "tsallis"},
-    {"weighting": "curriculum", "soft_weight": 0.8},
-]
 OBJECTIVES = [
     ObjectiveConfig(soft=soft, hard_label=hard_label, temperature=temperature, **weighting)
     for soft, hard_label, temperature, weighting in itertools.product(
-        ("forward_kl", "reverse_kl"), ("data", "teacher_argmax"), (1.0, 2.0), WEIGHTINGS
+        DIVERGENCES, ("data", "teacher_argmax"), (1.0, 2.0), WEIGHTING_CASES.values()
     )
 ]
 
@@ -109,3 +107,35 @@ def test_a_term_without_weight_cannot_spoil_the_loss() -> None:
     torch.testing.assert_close(losses.loss.double().sum(), exact, rtol=5e-6, atol=5e-6)
     assert leaf.grad is not None
     assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("soft", DIVERGENCES)
+def test_the_hottest_temperature_keeps_its_digits(soft: Any) -> None:
+    """Why ObjectiveConfig.temperature ends there: beyond, the rounding outgrows the loss."""
+    generator = torch.Generator().manual_seed(0)
+    t = 3 * torch.randn(8, 50_257, generator=generator)
+    z = (t + 0.5 * torch.randn(t.shape, generator=generator)).requires_grad_()
+    z64 = z.detach().double().requires_grad_()
+    config = ObjectiveConfig(soft=soft, weighting="static", soft_weight=1.0, temperature=100.0)
+    shard = VocabShard.even(50_257, 50_257)
+    labels = torch.zeros(8, dtype=torch.int64)
+    losses, _ = hybrid_loss(z, t, labels, HybridObjective(config, 50_257), shard=shard)
+    exact = reference.hybrid_loss(z64, t.double(), labels, config, vocab_size=50_257)
+    torch.testing.assert_close(losses.soft.double(), exact.soft, rtol=0.05, atol=0)
+    (gradient,) = torch.autograd.grad(losses.loss.sum(), z)
+    (gradient64,) = torch.autograd.grad(exact.loss.sum(), z64)
+    assert (gradient.double() - gradient64).norm() <= 3e-4 * gradient64.norm()
+
+
+def test_the_objective_and_the_shard_are_of_one_vocabulary() -> None:
+    """Padding counted as vocabulary would change every entropy weight, silently."""
+    z, t = (make_logits(4, VOCAB + 24, seed) for seed in (0, 1))
+    message = f"objective is of a vocabulary of {VOCAB + 24} .* the shard of one of {VOCAB}: .*real"
+    with pytest.raises(ValueError, match=message):
+        hybrid_loss(
+            z,
+            t,
+            make_labels(4, VOCAB, seed=2),
+            HybridObjective(ObjectiveConfig(), VOCAB + 24),
+            shard=VocabShard.even(VOCAB, VOCAB + 24),
+        )

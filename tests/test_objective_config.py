@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from bgkd_megatron.objectives import ObjectiveConfig
+from bgkd_megatron.objectives import DIVERGENCES, WEIGHTINGS, ObjectiveConfig
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,10 @@ from bgkd_megatron.objectives import ObjectiveConfig
         ("soft_weight", 1.5, "less than or equal to 1"),
         ("soft_weight", -0.1, "greater than or equal to 0"),
         ("soft_weight", math.nan, "finite number"),
-        ("temperature", 0.0, "greater than 0"),
+        ("temperature", 0.0, r"greater than or equal to 0\.01"),
+        ("temperature", 0.009, r"greater than or equal to 0\.01"),
+        ("temperature", 101.0, "less than or equal to 100"),
+        ("soft_weight", True, "must be a number, got the boolean true"),
         ("temperature", math.inf, "finite number"),
         ("temperature", math.nan, "finite number"),
         ("curriculum_fraction", 0.0, "greater than 0"),
@@ -44,3 +47,8 @@ def test_config_is_frozen_and_documented() -> None:
         config.soft = "reverse_kl"
     assert all(field.description for field in ObjectiveConfig.model_fields.values())
     assert ObjectiveConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(("field", "table"), [("soft", DIVERGENCES), ("weighting", WEIGHTINGS)])
+def test_every_entry_of_a_table_can_be_chosen(field: str, table: Any) -> None:
+    assert set(get_args(ObjectiveConfig.model_fields[field].annotation)) == set(table)

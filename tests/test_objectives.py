@@ -14,7 +14,13 @@ from torch import Tensor
 from vocab_inputs import ALL_FEATURES, make_labels, make_logits
 
 from bgkd_megatron import reference
-from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, Weighting, token_metrics
+from bgkd_megatron.objectives import (
+    WEIGHTINGS,
+    HybridObjective,
+    ObjectiveConfig,
+    Weighting,
+    token_metrics,
+)
 from bgkd_megatron.statistics import Feature, VocabStats
 
 
@@ -65,6 +71,17 @@ def test_features_follow_temperature_and_entropy() -> None:
     tsallis = HybridObjective(ObjectiveConfig(entropy="tsallis", tsallis_gamma=0.3), 10)
     assert Feature.POWER_SUM in tsallis.features
     assert tsallis.power_exponent == 0.3
+
+
+def test_features_beyond_those_of_the_loss_are_asked_for() -> None:
+    """The reverse KL is a metric that costs communication: the default leaves it out."""
+    assert Feature.REVERSE_KL not in HybridObjective(ObjectiveConfig(), 10).features
+    assert Feature.REVERSE_KL in HybridObjective(ObjectiveConfig(soft="reverse_kl"), 10).features
+    extra = Feature.TEACHER | Feature.REVERSE_KL
+    hard_only = ObjectiveConfig(weighting="static", soft_weight=0.0)
+    for config in (ObjectiveConfig(), hard_only):
+        plain = HybridObjective(config, 10)
+        assert HybridObjective(config, 10, extra_features=extra).features == plain.features | extra
 
 
 def test_a_missing_statistic_is_named() -> None:
@@ -167,6 +184,37 @@ def test_a_weighting_of_your_own() -> None:
     assert sure.loss.item() == sure.hard.item()
 
 
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (torch.ones(4, 1), ValueError, r"of shape \[4\] on cpu, got \[4, 1\] on cpu"),
+        (torch.tensor(0.5), ValueError, r"of shape \[4\] on cpu, got \[\] on cpu"),
+        (torch.ones(4, device="meta"), ValueError, r"on cpu, got \[4\] on meta"),
+        (torch.ones(4, dtype=torch.bool), TypeError, r"floating-point tensor .* got torch.bool"),
+        (torch.ones(4, dtype=torch.int64), TypeError, r"floating-point tensor .* got torch.int64"),
+        (0.5, TypeError, r"floating-point tensor .* got float"),
+    ],
+)
+def test_what_a_weighting_must_not_return(weight: Any, error: Any, message: str) -> None:
+    objective = HybridObjective(
+        ObjectiveConfig(), 11, weighting=Weighting(Feature(0), lambda stats, progress: weight)
+    )
+    with pytest.raises(error, match=f"the weighting must return .*{message}"):
+        objective(leaf_stats(4))
+
+
+def test_a_weight_is_taken_to_the_precision_of_the_losses() -> None:
+    def third(stats: VocabStats, progress: float) -> Tensor:
+        return torch.full_like(stats.student_lse, 1 / 3, dtype=torch.bfloat16)
+
+    stats = leaf_stats(4)
+    losses = HybridObjective(ObjectiveConfig(), 11, Weighting(Feature(0), third))(stats)
+    assert losses.soft_weight.dtype == losses.loss.dtype == torch.float64
+    w = torch.tensor(1 / 3, dtype=torch.bfloat16).double()
+    expected = w * losses.soft + (1 - w) * losses.hard
+    torch.testing.assert_close(losses.loss, expected, rtol=1e-12, atol=1e-12)
+
+
 # ---- losses
 
 
@@ -208,7 +256,7 @@ def leaf_stats(num_tokens: int) -> VocabStats:
 
 
 @pytest.mark.parametrize("entropy", ["shannon", "tsallis"])
-@pytest.mark.parametrize("weighting", ["static", "confidence", "entropy", "curriculum"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_weights_carry_no_gradient(weighting: Any, entropy: Any) -> None:
     config = ObjectiveConfig(weighting=weighting, entropy=entropy, temperature=2.0)
     stats = leaf_stats(4)

@@ -11,23 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from objective_cases import WEIGHTING_CASES
 from torch import Tensor
 from torch.nn import functional
 from vocab_inputs import ALL_FEATURES, make_labels, make_logits
 
 from bgkd_megatron import reference
-from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, TokenLosses
+from bgkd_megatron.objectives import DIVERGENCES, HybridObjective, ObjectiveConfig, TokenLosses
 from bgkd_megatron.statistics import FEATURE_OF, Feature
 
 VOCAB = 41
-WEIGHTINGS: dict[str, dict[str, Any]] = {
-    "static": {"weighting": "static", "soft_weight": 0.3},
-    "confidence": {"weighting": "confidence"},
-    "shannon": {"weighting": "entropy"},
-    "tsallis": {"weighting": "entropy", "entropy": "tsallis", "tsallis_gamma": 0.1},
-    "tsallis2": {"weighting": "entropy", "entropy": "tsallis", "tsallis_gamma": 2.0},
-    "curriculum": {"weighting": "curriculum", "soft_weight": 0.8, "curriculum_fraction": 0.5},
-}
 
 
 def by_statistics(
@@ -65,13 +58,13 @@ def assert_routes_agree(
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("hard_label", ["data", "teacher_argmax"])
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("soft", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("weighting", WEIGHTING_CASES)
+@pytest.mark.parametrize("soft", DIVERGENCES)
 def test_dense_loss_equals_objective_of_statistics(
     soft: Any, weighting: str, hard_label: Any, temperature: float
 ) -> None:
     config = ObjectiveConfig(
-        soft=soft, hard_label=hard_label, temperature=temperature, **WEIGHTINGS[weighting]
+        soft=soft, hard_label=hard_label, temperature=temperature, **WEIGHTING_CASES[weighting]
     )
     z = make_logits(13, VOCAB + 3, seed=0, dtype=torch.float64)
     t = make_logits(13, VOCAB + 7, seed=1, dtype=torch.float64)
@@ -90,13 +83,13 @@ def test_dense_loss_equals_objective_of_statistics(
     assert gradient[0].any()
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", WEIGHTING_CASES)
 def test_teacher_excludes_tokens_that_the_student_has(weighting: str) -> None:
     """p_v = 0 contributes nothing to KL(p||q), and the gradient there is q_v alone."""
     z, t = (make_logits(5, VOCAB, seed, torch.float64) for seed in (0, 1))
     t[:, 3:9] = -math.inf
     labels = torch.arange(10, 15)
-    config = ObjectiveConfig(**WEIGHTINGS[weighting])
+    config = ObjectiveConfig(**WEIGHTING_CASES[weighting])
     assert assert_routes_agree(z, t, labels, config).isfinite().all()
 
 
@@ -111,7 +104,7 @@ def test_student_excludes_a_token_of_the_teacher() -> None:
     assert direct.soft.item() == math.inf
 
 
-@pytest.mark.parametrize("soft", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("soft", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_equal_student_and_teacher(soft: Any, temperature: float) -> None:
     """The soft loss is 0 and its gradient too."""

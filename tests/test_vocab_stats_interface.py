@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from operator_checks import COLUMNS, SHARD, VOCAB, arguments
 from torch import Tensor
 from vocab_inputs import ALL_FEATURES, computed, contract, make_labels, make_logits, upstream
 
@@ -19,21 +20,6 @@ from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
 from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
-
-VOCAB, COLUMNS = 127, 130
-SHARD = VocabShard.even(VOCAB, COLUMNS)
-
-
-def arguments(**changes: Any) -> dict[str, Any]:
-    """Good arguments of vocab_stats but for `changes`."""
-    good = {
-        "student_logits": make_logits(6, COLUMNS, seed=0),
-        "teacher_logits": make_logits(6, COLUMNS, seed=1),
-        "labels": make_labels(6, VOCAB, seed=2),
-        "shard": SHARD,
-        "features": ALL_FEATURES,
-    }
-    return good | changes
 
 
 def stats_and_gradient(z: Tensor, **changes: Any) -> tuple[VocabStats, Tensor]:

@@ -8,26 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from vocab_inputs import ALL_FEATURES, make_labels, make_logits
+from operator_checks import COLUMNS, SHARD, VOCAB, arguments
 
 from bgkd_megatron.statistics import Feature
-from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
-
-VOCAB, COLUMNS = 127, 130
-SHARD = VocabShard.even(VOCAB, COLUMNS)
-
-
-def arguments(**changes: Any) -> dict[str, Any]:
-    """Good arguments of vocab_stats but for `changes`."""
-    good = {
-        "student_logits": make_logits(6, COLUMNS, seed=0),
-        "teacher_logits": make_logits(6, COLUMNS, seed=1),
-        "labels": make_labels(6, VOCAB, seed=2),
-        "shard": SHARD,
-        "features": ALL_FEATURES,
-    }
-    return good | changes
-
+from bgkd_megatron.vocab_stats import vocab_stats
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     # dtype
@@ -150,23 +134,6 @@ def test_refuses(changes: dict[str, Any], error: type[Exception], message: str) 
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("cut", "message"),
-    [
-        ((0, 0, 10), "vocab_size must be at least 1.* got vocab_size=0"),
-        ((10, -1, 10), "start and num_columns at least 0, got .*start=-1"),
-        ((10, 5, 10), "one rank must hold all 10 token ids, got columns for 10 from id 5 on"),
-        ((10, 0, 9), "one rank must hold all 10 token ids, got columns for 9 from id 0 on"),
-    ],
-)
-def test_shard_refuses(cut: tuple[int, int, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        VocabShard(*cut)
-    if cut == (10, 0, 9):
-        with pytest.raises(ValueError, match=r"hold \[9\] columns, together fewer than .* 10"):
-            VocabShard.even(10, 9)
-
-
 def test_inplace_refuses_a_view_of_a_leaf() -> None:
     parameter = torch.zeros(2, 3, COLUMNS, requires_grad=True)
     with pytest.raises(ValueError, match="or a view of one"):
@@ -180,3 +147,33 @@ def test_refuses_meta_tensors_beside_real_ones() -> None:
     for change in ({"teacher_logits": logits.to("meta")}, {"labels": torch.zeros(6).to("meta")}):
         with pytest.raises(ValueError, match="must be on cpu like student_logits, got meta"):
             vocab_stats(logits, **change, shard=SHARD, features=Feature(0))
+
+
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"),
+    [
+        pytest.param(slice(0, 6), slice(0, 6), id="the same tensor"),
+        pytest.param(slice(0, 6), slice(1, 7), id="one row on"),
+        pytest.param(slice(1, 7), slice(0, 6), id="one row before"),
+        pytest.param(slice(0, 12, 2), slice(1, 12, 2), id="interleaved"),
+    ],
+)
+def test_inplace_refuses_a_teacher_in_the_memory_of_the_student(
+    of_student: slice, of_teacher: slice
+) -> None:
+    """Its logits would be overwritten while, or before, they are read (interleaved ones would not,
+    but are not told apart)."""
+    memory = torch.zeros(12, COLUMNS, requires_grad=True) * 1.0
+    logits = {
+        "student_logits": memory[of_student],
+        "teacher_logits": memory.detach()[of_teacher],
+    }
+    with pytest.raises(ValueError, match="would overwrite teacher_logits, which lie in the memory"):
+        vocab_stats(**arguments(**logits, inplace_backward=True))
+    vocab_stats(**arguments(**logits))
+
+
+def test_inplace_takes_a_teacher_beside_the_student() -> None:
+    memory = torch.zeros(12, COLUMNS, requires_grad=True) * 1.0
+    logits = {"student_logits": memory[:6], "teacher_logits": memory.detach()[6:]}
+    vocab_stats(**arguments(**logits, inplace_backward=True))

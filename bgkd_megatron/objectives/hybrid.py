@@ -17,11 +17,12 @@ from bgkd_megatron.statistics import Feature, VocabStats
 
 __all__ = ["HybridObjective", "TokenLosses"]
 
-# What metrics.token_metrics reads, without and with a teacher.  It costs no further sweep.
+_NO_FEATURES = Feature(0)
+# What metrics.token_metrics reads, without and with a teacher.  It costs no further sweep, but one
+# number more per token and statistic for the ranks to exchange: the reverse KL is left to those who
+# ask for it.
 _STUDENT_METRICS = Feature.LABEL | Feature.STUDENT_ENTROPY
-_TEACHER_METRICS = (
-    Feature.TEACHER | Feature.FORWARD_KL | Feature.REVERSE_KL | Feature.TEACHER_ENTROPY
-)
+_TEACHER_METRICS = Feature.TEACHER | Feature.FORWARD_KL | Feature.TEACHER_ENTROPY
 
 
 class TokenLosses(NamedTuple):
@@ -45,6 +46,8 @@ class HybridObjective:
 
     vocab_size: real (unpadded) vocabulary common to teacher and student, at least 2.
     weighting: a weighting of your own in place of `config.weighting`.
+    extra_features: for statistics that neither the loss nor its usual metrics need; those that read
+        the teacher go together with Feature.TEACHER.
     Raises ValueError for an impossible vocab_size.
     """
 
@@ -54,14 +57,20 @@ class HybridObjective:
     power_exponent: float
 
     def __init__(
-        self, config: ObjectiveConfig, vocab_size: int, weighting: Weighting | None = None
+        self,
+        config: ObjectiveConfig,
+        vocab_size: int,
+        weighting: Weighting | None = None,
+        *,
+        extra_features: Feature = _NO_FEATURES,
     ) -> None:
         if vocab_size < 2:
             raise ValueError(f"HybridObjective: vocab_size must be at least 2, got {vocab_size}")
         self.config = config
+        self.vocab_size = vocab_size
         self._weighting = weighting or WEIGHTINGS[config.weighting](config, vocab_size)
         self._divergence = None
-        self.features = _STUDENT_METRICS
+        self.features = _STUDENT_METRICS | extra_features
         if weighting is not None or config.has_soft_term:
             self._divergence = DIVERGENCES[config.soft](config)
             self.features |= self._weighting.features | self._divergence.features
@@ -78,7 +87,9 @@ class HybridObjective:
         """Losses of the tokens of `stats`; gradients flow into the student's statistics only.
 
         progress: part of the run that is done, in [0, 1].
-        Raises ValueError for another progress, or when a statistic is missing.
+        Raises ValueError for another progress, when a statistic is missing, or when a weighting of
+        your own returns another shape or device (TypeError: another type than floating).  Whether
+        its values are in [0, 1] is not looked at: that would wait for the device.
         """
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress must be in [0, 1] (steps done / steps), got {progress}")
@@ -89,7 +100,7 @@ class HybridObjective:
         else:
             soft = self._divergence.value(stats)
             with torch.no_grad():
-                soft_weight = self._weighting.soft_weight(stats, progress)
+                soft_weight = _checked(self._weighting.soft_weight(stats, progress), hard)
                 # Masked before it is multiplied: 0 * NaN would put NaN into the gradient.
                 soft_weight = torch.where(stats.valid, soft_weight, 0.0)
             loss = _share(soft_weight, soft) + _share(1.0 - soft_weight, hard)
@@ -106,6 +117,19 @@ class HybridObjective:
         if self.config.hard_label == "data":
             return -stats.require("student_label_logprob")
         return -stats.require("student_logprob_at_teacher_argmax")
+
+
+def _checked(weight: Tensor, term: Tensor) -> Tensor:
+    """A weighting's weight in the dtype of `term`; [N, 1] would broadcast to [N, N]."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"the weighting must return a floating-point tensor [N], got {kind}")
+    if weight.shape != term.shape or weight.device != term.device:
+        raise ValueError(
+            f"the weighting must return one weight per token, of shape {list(term.shape)} on "
+            f"{term.device}, got {list(weight.shape)} on {weight.device}"
+        )
+    return weight.to(term.dtype)
 
 
 def _share(weight: Tensor, term: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ pass it to HybridObjective, for example
     HybridObjective(config, vocab_size, weighting=Weighting(Feature.TEACHER_ENTROPY, bridge))
 
 Called without gradient.  Rows that are not valid have statistics 0; their weight is not read.
+Shape, type and device of what it returns are checked at every call, the values never.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Weighting(NamedTuple):
 
     features: Feature
     soft_weight: Callable[[VocabStats, float], Tensor]
-    """(statistics, progress in [0, 1]) -> [N], in [0, 1]"""
+    """(statistics, progress in [0, 1]) -> [N] floating, in [0, 1], on the statistics' device"""
     power_exponent: float = 1.0
     """Exponent of `teacher_power_sum`; read only with Feature.POWER_SUM."""
 

@@ -33,9 +33,6 @@ struct LaneStats {
   F soft_reverse = P::broadcast(0.f);
 };
 
-// Fills the tail of a block: a column with both logits -inf is absent from both distributions.
-constexpr float kAbsent = -__builtin_inff();
-
 template <int K, class F, uint32_t kFeatures>
 BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const F (&z)[K], const F (&t)[K], float block,
                         float inv_temperature, float power_exponent) {

@@ -24,6 +24,9 @@ constexpr float kLn2 = 0.6931471805599453f;
 // NaN.
 constexpr float kLowest = -3.4028234663852886e+38f;
 
+// Fills the tail of a row: a column with both logits -inf is absent from both distributions.
+constexpr float kAbsent = -__builtin_inff();
+
 // The operations of the mathematics on a pack of lanes. A pack of at::vec registers is specialized
 // in cpu/vector_pack.h.
 template <class F>

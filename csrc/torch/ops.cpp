@@ -19,19 +19,23 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+struct CpuKernels {
+  const char* name;
+  decltype(&DEFAULT::compute_stats) stats;
+  decltype(&DEFAULT::compute_gradient) gradient;
+};
+
 // PyTorch's own choice of instruction set, so that ATEN_CPU_CAPABILITY governs both.
 const CpuKernels& cpu_kernels() {
+  static const CpuKernels kernels = []() -> CpuKernels {
 #if defined(BGKD_X86_KERNELS)
-  static const CpuKernels& kernels = [&]() -> const CpuKernels& {
     const std::string capability = at::get_cpu_capability();
-    if (capability == "AVX512") return cpu_kernels_avx512;
-    if (capability == "AVX2") return cpu_kernels_avx2;
-    return cpu_kernels_default;
+    if (capability == "AVX512") return {"AVX512", AVX512::compute_stats, AVX512::compute_gradient};
+    if (capability == "AVX2") return {"AVX2", AVX2::compute_stats, AVX2::compute_gradient};
+#endif
+    return {"DEFAULT", DEFAULT::compute_stats, DEFAULT::compute_gradient};
   }();
   return kernels;
-#else
-  return cpu_kernels_default;
-#endif
 }
 
 // ---- argument checks; `op` is the name in the message

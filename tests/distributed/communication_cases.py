@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from sharded_problem import Problem
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.profiler import ProfilerActivity, profile
+from vocab_inputs import computed, make_logits
 
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
@@ -52,12 +55,12 @@ def one_collective_forward_none_backward(group: dist.ProcessGroup) -> None:
 
 
 def only_the_wanted_statistics_travel(group: dist.ProcessGroup) -> None:
-    """Rows of the one all-gather: what was asked for, 13 for the default objective."""
+    """Rows of the one all-gather: what was asked for, 12 for the default objective."""
     problem = Problem.random(9, 1200)
     shard = VocabShard.even(1200, 1200 // group.size(), group)
     student, teacher = (problem.columns(x, shard) for x in (problem.student, problem.teacher))
     default = HybridObjective(ObjectiveConfig(), 1200).features
-    for features, most in [(Feature.LABEL, 4), (default, 13)]:
+    for features, most in [(Feature.LABEL, 4), (default, 12)]:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
             vocab_stats(
                 student,
@@ -94,19 +97,116 @@ def a_group_of_the_wrong_size_is_refused(group: dist.ProcessGroup) -> None:
         # A group of which each part holds the whole vocabulary: twice as many columns as tokens.
         with pytest.raises(ValueError, match="larger than the one"):
             cut(100_000, 100_000, group)
+    widths = (10,) * (group.size() + 1)
+    with pytest.raises(ValueError, match="must be one width for each of"):
+        VocabShard(10 * group.size(), widths, group)
+
+
+def a_group_of_others_is_refused(group: dist.ProcessGroup) -> None:
+    first = dist.new_group([0])  # on the other ranks no group at all
+    if group.rank() == 0:
+        assert VocabShard.even(10, 10, first).tp_size == 1
+    else:
+        with pytest.raises(TypeError, match="ProcessGroup that this rank belongs to"):
+            VocabShard.even(10, 10, first)
+
+
+def uneven_compares_the_vocabulary(group: dist.ProcessGroup) -> None:
+    """On every rank the same error, although each alone sees nothing wrong."""
+    sizes = [20, *[21] * (group.size() - 1)]
+    message = re.escape(f"must have the same vocab_size, got {sizes}")
+    with pytest.raises(ValueError, match=message):
+        VocabShard.uneven(sizes[group.rank()], 20, group)
+
+
+DIFFERING: dict[str, dict[str, Any]] = {
+    "rows of student_logits": {"num_tokens": 10},
+    "rows of teacher_logits": {"num_tokens": 10},
+    "labels": {"first_label": 3},
+    "vocab_size": {"vocab_size": 1199},
+    "widths": {"columns": 601},
+    "features": {"features": Feature.LABEL | Feature.TEACHER | Feature.STUDENT_ENTROPY},
+    "temperature": {"temperature": 3.0},
+    "power_exponent": {"power_exponent": 0.5},
+    "ignore_index": {"ignore_index": -1},
+}
+"""What the last rank passes instead, by what the message must name."""
+
+
+def ranks_that_differ_are_named(group: dist.ProcessGroup) -> None:
+    """With check_ranks every rank raises, also where the all-gather would abort the process."""
+    last = group.size() - 1
+
+    def call(
+        num_tokens: int = 9,
+        first_label: int = 2,
+        vocab_size: int = 1200,
+        columns: int = 600,
+        **options: Any,
+    ) -> None:
+        shard = VocabShard.even(vocab_size, columns, group)
+        student, teacher = (make_logits(num_tokens, columns, seed) for seed in (0, 1))
+        labels = torch.arange(first_label, first_label + num_tokens)
+        arguments = {"features": Feature.LABEL | Feature.TEACHER, **options}
+        vocab_stats(student, teacher, labels, shard=shard, check_ranks=True, **arguments)
+
+    call()
+    others = re.escape(str(list(range(last))))
+    for name, difference in DIFFERING.items():
+        message = rf"^vocab_stats: .*\b{name} \(.* on rank {others}, .* on rank \[{last}\]\)"
+        with pytest.raises(ValueError, match=message):
+            call(**difference if group.rank() == last else {})
+
+
+def objectives_that_differ_are_named(group: dist.ProcessGroup) -> None:
+    problem = Problem.random(9, 1200)
+    shard = VocabShard.even(1200, 1200 // group.size(), group)
+    is_last = group.rank() == group.size() - 1
+
+    def call(config: ObjectiveConfig, progress: float) -> None:
+        hybrid_loss(
+            problem.columns(problem.student, shard),
+            problem.columns(problem.teacher, shard),
+            problem.labels,
+            HybridObjective(config, 1200),
+            shard=shard,
+            progress=progress,
+            check_ranks=True,
+        )
+
+    call(ObjectiveConfig(), 0.5)
+    with pytest.raises(ValueError, match=r"^hybrid_loss: .* differ in progress \(0\.5 on rank"):
+        call(ObjectiveConfig(), 0.25 if is_last else 0.5)
+    with pytest.raises(ValueError, match=r"differ in objective \(.*weighting='entropy'.* on rank"):
+        call(ObjectiveConfig(weighting="static" if is_last else "entropy"), 0.5)
+
+
+def checked_ranks_compute_the_same(group: dist.ProcessGroup) -> None:
+    """The check adds collectives, and nothing else."""
+    problem = Problem.random(9, 1200)
+    shard = VocabShard.even(1200, 1200 // group.size(), group)
+    student = problem.columns(problem.student, shard)
+    features = Feature.LABEL
+    plain = vocab_stats(student, None, problem.labels, shard=shard, features=features)
+    with count_collectives({"gloo:all_gather": 3}):
+        checked = vocab_stats(
+            student, None, problem.labels, shard=shard, features=features, check_ranks=True
+        )
+    for name, value in computed(plain).items():
+        assert value.equal(checked.require(name)), name
 
 
 def traces_whole(group: dist.ProcessGroup) -> None:
-    """torch.compile sees one graph, collective included."""
+    """torch.compile sees one graph, collective included; it leaves out the comparison of ranks."""
     problem = Problem.random(6, 30 * group.size())
     shard = VocabShard.even(problem.vocab_size, 30, group)
     objective = HybridObjective(ObjectiveConfig(), problem.vocab_size)
     teacher = problem.columns(problem.teacher, shard)
 
     def step(leaf: Tensor) -> Tensor:
-        return hybrid_loss(leaf * 1.0, teacher, problem.labels, objective, shard=shard)[
-            0
-        ].loss.sum()
+        return hybrid_loss(
+            leaf * 1.0, teacher, problem.labels, objective, shard=shard, check_ranks=True
+        )[0].loss.sum()
 
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
@@ -124,6 +224,11 @@ CASES: dict[str, Case] = {
         only_the_wanted_statistics_travel,
         bad_input_is_refused_before_any_collective,
         a_group_of_the_wrong_size_is_refused,
+        a_group_of_others_is_refused,
+        uneven_compares_the_vocabulary,
+        ranks_that_differ_are_named,
+        objectives_that_differ_are_named,
+        checked_ranks_compute_the_same,
     )
 }
 # The compiler alone takes seconds to import, on each rank.

@@ -1,22 +1,18 @@
-// CPU executor of the statistics and their gradient. Compiled once per instruction set, with
-// CPU_CAPABILITY set by the build.
-
-#include "../vocab_stats.h"
+// CPU executor of the statistics. Compiled once per instruction set, with CPU_CAPABILITY set by the
+// build.
 
 #include <algorithm>
 
-#include "../core/gradient.h"
 #include "../core/online.h"
+#include "../vocab_stats.h"
 #include "vector_pack.h"
 
 namespace bgkd {
-// Internal linkage: the three builds of this file share every name but the one at its end.
+// Internal linkage: the builds of this file share every name but the one at its end.
 namespace {
 
 constexpr int kBlockVectors = 16;
 constexpr int64_t kBlock = kBlockVectors * kLanes;
-
-// ---- statistics
 
 template <class T>
 BGKD_INLINE void load_block(const T* logits, Vec (&block)[kBlockVectors]) {
@@ -157,138 +153,11 @@ void stats_of_dtype(const StatsArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// ---- gradient
+}  // namespace
 
-template <class T, GradientKind kKind>
-void gradient_row(const RowGradient& r, const T* z, const T* t, T* dz, int64_t num_columns) {
-  constexpr int64_t kStep = 2 * kLanes;
-  constexpr bool kReadsTeacher = kKind != GradientKind::kStudent;
-  const auto step = [&](const T* z_in, const T* t_in, T* out) {
-    Vec z0, z1, t0, t1;
-    load_two(z_in, z0, z1);
-    if constexpr (kReadsTeacher) load_two(t_in, t0, t1);
-    store_two(out, element_gradient<kKind>(r, z0, t0), element_gradient<kKind>(r, z1, t1));
-  };
-  int64_t column = 0;
-  for (; column + kStep <= num_columns; column += kStep) step(z + column, t + column, dz + column);
-  if (column < num_columns) {
-    const int64_t count = num_columns - column;
-    T z_tail[kStep], t_tail[kStep], dz_tail[kStep];
-    std::copy_n(z + column, count, z_tail);
-    std::fill(z_tail + count, z_tail + kStep, static_cast<T>(kAbsent));
-    if constexpr (kReadsTeacher) {
-      std::copy_n(t + column, count, t_tail);
-      std::fill(t_tail + count, t_tail + kStep, static_cast<T>(kAbsent));
-    }
-    step(z_tail, t_tail, dz_tail);
-    std::copy_n(dz_tail, count, dz + column);
-  }
-}
+namespace CPU_CAPABILITY {
 
-// Gradients at up to two columns, with the terms that act there alone. They are computed before the
-// row is overwritten, in float32, so that a 16-bit gradient is rounded once.
-template <class T>
-class SpecialColumns {
- public:
-  void add(int64_t column, float extra) {
-    if (extra == 0.f) return;
-    for (int i = 0; i < count_; ++i) {
-      if (column_[i] == column) {
-        extra_[i] += extra;
-        return;
-      }
-    }
-    column_[count_] = column;
-    extra_[count_++] = extra;
-  }
-
-  void compute(const RowGradient& r, const T* z, const T* t) {
-    for (int i = 0; i < count_; ++i) {
-      const float zv = static_cast<float>(z[column_[i]]);
-      const float tv = t == nullptr ? 0.f : static_cast<float>(t[column_[i]]);
-      value_[i] = extra_[i] + of_kind(r, zv, tv);
-    }
-  }
-
-  void write(T* dz) const {
-    for (int i = 0; i < count_; ++i) dz[column_[i]] = static_cast<T>(value_[i]);
-  }
-
- private:
-  static float of_kind(const RowGradient& r, float z, float t) {
-    switch (r.kind) {
-      case GradientKind::kZero:
-        return 0.f;
-      case GradientKind::kStudent:
-        return element_gradient<GradientKind::kStudent>(r, z, t);
-      case GradientKind::kLinear:
-        return element_gradient<GradientKind::kLinear>(r, z, t);
-      case GradientKind::kGeneral:
-        return element_gradient<GradientKind::kGeneral>(r, z, t);
-      case GradientKind::kSoftened:
-        return element_gradient<GradientKind::kSoftened>(r, z, t);
-    }
-    return 0.f;
-  }
-
-  int count_ = 0;
-  int64_t column_[2];
-  float extra_[2];
-  float value_[2];
-};
-
-template <class T>
-void gradient_of_dtype(const GradientArgs& args, int64_t begin, int64_t end) {
-  const LogitsShard& logits = args.logits;
-  const int64_t num_columns = logits.num_columns;
-  const uint32_t features = args.params.features;
-  for (int64_t i = begin; i < end; ++i) {
-    T* dz = static_cast<T*>(args.grad) + i * args.grad_stride;
-    TokenStats global{}, upstream{};
-    load_stats(global, args.global, args.num_tokens, i, features);
-    load_stats(upstream, args.upstream, args.num_tokens, i, features);
-    const RowGradient r =
-        args.labels.skipped(i) ? RowGradient{} : row_gradient(global, upstream, args.params);
-    if (r.kind == GradientKind::kZero || num_columns == 0) {
-      std::fill_n(dz, args.grad_columns, static_cast<T>(0.f));
-      continue;
-    }
-    const T* z = static_cast<const T*>(logits.student) + i * logits.student_stride;
-    const T* t = logits.teacher == nullptr
-                     ? nullptr
-                     : static_cast<const T*>(logits.teacher) + i * logits.teacher_stride;
-
-    SpecialColumns<T> special;
-    const auto add_special = [&](int64_t token_id, float extra) {
-      const int64_t column = token_id - logits.vocab_start;
-      if (column >= 0 && column < num_columns) special.add(column, extra);
-    };
-    if (args.labels.ids != nullptr) add_special(args.labels.ids[i], r.at_label);
-    if (t != nullptr) add_special(static_cast<int64_t>(global[kTeacherArgmax]), r.at_argmax);
-    special.compute(r, z, t);
-
-    switch (r.kind) {
-      case GradientKind::kStudent:
-        gradient_row<T, GradientKind::kStudent>(r, z, t, dz, num_columns);
-        break;
-      case GradientKind::kLinear:
-        gradient_row<T, GradientKind::kLinear>(r, z, t, dz, num_columns);
-        break;
-      case GradientKind::kGeneral:
-        gradient_row<T, GradientKind::kGeneral>(r, z, t, dz, num_columns);
-        break;
-      default:
-        gradient_row<T, GradientKind::kSoftened>(r, z, t, dz, num_columns);
-        break;
-    }
-    special.write(dz);
-    std::fill(dz + num_columns, dz + args.grad_columns, static_cast<T>(0.f));
-  }
-}
-
-// ---- dispatch on the dtype
-
-void stats(const StatsArgs& args, int64_t begin, int64_t end) {
+void compute_stats(const StatsArgs& args, int64_t begin, int64_t end) {
   switch (args.logits.dtype) {
     case DType::kFloat32:
       return stats_of_dtype<float>(args, begin, end);
@@ -299,25 +168,5 @@ void stats(const StatsArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-void gradient(const GradientArgs& args, int64_t begin, int64_t end) {
-  switch (args.logits.dtype) {
-    case DType::kFloat32:
-      return gradient_of_dtype<float>(args, begin, end);
-    case DType::kBFloat16:
-      return gradient_of_dtype<c10::BFloat16>(args, begin, end);
-    case DType::kFloat16:
-      return gradient_of_dtype<c10::Half>(args, begin, end);
-  }
-}
-
-}  // namespace
-
-#if defined(CPU_CAPABILITY_AVX512)
-const CpuKernels cpu_kernels_avx512 = {"AVX512", stats, gradient};
-#elif defined(CPU_CAPABILITY_AVX2)
-const CpuKernels cpu_kernels_avx2 = {"AVX2", stats, gradient};
-#else
-const CpuKernels cpu_kernels_default = {"DEFAULT", stats, gradient};
-#endif
-
+}  // namespace CPU_CAPABILITY
 }  // namespace bgkd

@@ -1,0 +1,87 @@
+"""What every section of a configuration refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from pydantic import PositiveFloat, PositiveInt, ValidationError
+
+from bgkd_megatron.settings import Section
+
+
+class Inner(Section):
+    number: float = 1.0
+
+
+class Example(Section):
+    number: float = 1.0
+    """A number."""
+    count: PositiveInt | None = None
+    pair: tuple[PositiveFloat, PositiveFloat] = (0.9, 0.95)
+    shares: list[PositiveFloat] | None = None
+    switch: bool = False
+    name: str = ""
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("number", True),
+        ("number", False),
+        ("count", True),
+        ("pair", [True, 0.9]),
+        ("pair", (0.9, False)),
+        ("shares", [0.5, True]),
+    ],
+)
+def test_a_boolean_is_no_number(field: str, value: Any) -> None:
+    message = r"must be a number, got the boolean (true|false)"
+    with pytest.raises(ValidationError, match=message) as error:
+        Example.model_validate({field: value})
+    assert error.value.errors()[0]["loc"] == (field,)
+
+
+def test_a_boolean_is_refused_in_inner_sections_too() -> None:
+    with pytest.raises(ValidationError, match="must be a number") as error:
+        Example.model_validate({"inner": {"number": True}})
+    assert error.value.errors()[0]["loc"] == ("inner", "number")
+
+
+def test_a_boolean_is_judged_by_the_type_elsewhere() -> None:
+    assert Example(switch=True).switch
+    with pytest.raises(ValidationError, match="valid string"):
+        Example.model_validate({"name": True})
+
+
+def test_what_yaml_gives_for_a_number_is_taken() -> None:
+    """Integers for a float; "1e-4" is a string in YAML 1.1."""
+    example = Example.model_validate(
+        {"number": "1e-4", "count": 3, "pair": [1, "5e-1"], "shares": None}
+    )
+    assert example.number == 1e-4
+    assert example.count == 3
+    assert example.pair == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"numbre": 1.0}, "Extra inputs are not permitted"),
+        ({"name": ""}, "must not be empty"),
+        ({"number": math.nan}, "finite number"),
+        ({"pair": [math.inf, 1.0]}, "finite number"),
+        ({"inner": {"number": math.inf}}, "finite number"),
+    ],
+)
+def test_sections_refuse(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Example.model_validate(settings)
+
+
+def test_sections_are_frozen_and_documented() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Example().number = 2.0
+    assert Example.model_fields["number"].description == "A number."
