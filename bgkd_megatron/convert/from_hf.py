@@ -13,17 +13,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
-from safetensors import SafetensorError
-
-from bgkd_megatron.convert.hf_checkpoint import copy_tokenizer
+from bgkd_megatron.command import raise_on_sigterm
 from bgkd_megatron.convert.mapping import fill_megatron
 from bgkd_megatron.convert.output_directory import output_directory
 from bgkd_megatron.convert.pruning import RemainingLayers, drop_layers, parse_layers
 from bgkd_megatron.convert.sources import Source, open_source
+from bgkd_megatron.convert.tokenizer_files import check_tokenizer, copy_tokenizer
 from bgkd_megatron.megatron import cpu_compat
-from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.errors import RankError, RunError
+from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, ModelConfig
+from bgkd_megatron.megatron.quiet import silence_megatron
 
 
 def convert(
@@ -33,16 +33,19 @@ def convert(
 
     dropped: layers to leave out, such as "14-19".  tokenizer: directory to take the tokenizer from
     instead of `source`.
-    Raises FileNotFoundError, FileExistsError or ValueError; then nothing is written.
+    Raises OSError (FileNotFoundError, FileExistsError, ...) or ValueError, and what
+    `save_model_dir` raises; then nothing is written.  On a machine without a GPU it installs
+    cpu_compat, which changes torch for the rest of this process.
     """
     with output_directory(model_dir) as directory, open_source(source) as opened:
         if dropped:
             opened = _without_layers(opened, dropped)
-        tokenizer_dir = directory / "tokenizer"
+        tokenizer_dir = directory / TOKENIZER_DIR
         if tokenizer is None:
             opened.write_tokenizer(tokenizer_dir)
         else:
             copy_tokenizer(tokenizer, tokenizer_dir)
+        check_tokenizer(tokenizer_dir, opened.config.vocab_size)
         _write_model(opened, directory)
         return opened.config
 
@@ -81,14 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, metavar="DIR",
                         help="take the tokenizer from here instead of the input")  # fmt: skip
     options = parser.parse_args(arguments)
+    silence_megatron()
     try:
-        config = convert(
-            options.input,
-            options.output,
-            dropped=options.drop_layers,
-            tokenizer=options.tokenizer,
-        )
-    except (ValueError, OSError, BadZipFile, SafetensorError) as error:
+        with raise_on_sigterm():
+            config = convert(
+                options.input,
+                options.output,
+                dropped=options.drop_layers,
+                tokenizer=options.tokenizer,
+            )
+    except (ValueError, OSError, RunError, RankError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.output}: {config.num_layers} layers, vocabulary of {config.vocab_size}")

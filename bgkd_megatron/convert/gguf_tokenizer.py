@@ -38,9 +38,11 @@ def read_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
         )
     tokens: list[str] = field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in field(reader, "tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: id for id, token in enumerate(tokens)}, merges=merges)
-    )
+    try:
+        bpe = models.BPE(vocab={token: id for id, token in enumerate(tokens)}, merges=merges)
+    except Exception as error:  # all that the tokenizers package raises
+        raise ValueError(f"the GGUF tokenizer is damaged: {error}") from error
+    tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [*PRE_TOKENIZERS[kind[1]], pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -50,13 +50,14 @@ def read_config(reader: GGUFReader) -> ModelConfig:
     if architecture != "llama":
         raise ValueError(f"the GGUF architecture must be llama, got {architecture!r}")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in tensors:
+        raise ValueError("the GGUF file has no tensor token_embd.weight")
     if "rope_freqs.weight" in tensors:
         raise ValueError("GGUF models with scaled rotary frequencies are not supported")
     heads = field(reader, "llama.attention.head_count")
-    hidden = field(reader, "llama.embedding_length")
     return ModelConfig(
         num_layers=field(reader, "llama.block_count"),
-        hidden_size=hidden,
+        hidden_size=field(reader, "llama.embedding_length"),
         num_attention_heads=heads,
         num_query_groups=field(reader, "llama.attention.head_count_kv", heads),
         ffn_hidden_size=field(reader, "llama.feed_forward_length"),
@@ -65,7 +66,7 @@ def read_config(reader: GGUFReader) -> ModelConfig:
         rope_base=field(reader, "llama.rope.freq_base", 10000.0),
         norm_epsilon=_shortest(field(reader, "llama.attention.layer_norm_rms_epsilon")),
         tie_embeddings="output.weight" not in tensors,
-        head_dim=field(reader, "llama.rope.dimension_count", hidden // heads),
+        head_dim=field(reader, "llama.rope.dimension_count", 0) or None,
     )
 
 

@@ -3,34 +3,77 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.model_config import ModelConfig, explain
 
 INDEX_FILE = "model.safetensors.index.json"
-# Everything beside the weights that a user of the model needs; copied as it is.
-TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*",
-    "merges.txt", "generation_config.json",
+# Where one of these is missing, transformers silently takes that of a model of 7B parameters.
+REQUIRED_SIZES = (
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
 )  # fmt: skip
+OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 
 
 def read_config(directory: Path) -> ModelConfig:
     """The architecture in `directory`/config.json.
 
-    Raises ValueError for a model that differs from `ModelConfig` in anything that would change its
-    logits: a converted model that is only almost right is worse than none.
+    Raises FileNotFoundError, and ValueError for a damaged file or a model that differs from
+    `ModelConfig` in anything that would change its logits: a converted model that is only almost
+    right is worse than none.
     """
+    file = directory / "config.json"
+    content = _read_object(file)
+    try:
+        _check_sizes(content)
+        config = _parse_config(directory)
+        _refuse_unsupported(config)
+        return _model_config(config)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be used: {explain(error)}") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {content!r:.40}")
+    return content
+
+
+def _check_sizes(content: Mapping[str, Any]) -> None:
+    """transformers divides by some of them before it looks at any."""
+    optional = [name for name in OPTIONAL_SIZES if content.get(name) is not None]
+    for name in (*REQUIRED_SIZES, *optional):
+        if name not in content:
+            raise ValueError(f"{name} is missing")
+        size = content[name]
+        if type(size) is not int or size < 1:  # a bool is an int
+            raise ValueError(f"{name} must be a positive integer, got {size!r:.40}")
+
+
+def _parse_config(directory: Path) -> Any:
+    """The configuration with the defaults of its model type, as transformers understands it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig  # takes seconds to import
 
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    _refuse_unsupported(config)
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (StrictDataclassError, AttributeError, LookupError, TypeError) as error:
+        # The first is for the values that transformers checks, the others come from using them.
+        raise ValueError(f"transformers cannot read it ({error})") from error
+
+
+def _model_config(config: Any) -> ModelConfig:
     return ModelConfig(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -39,7 +82,7 @@ def read_config(directory: Path) -> ModelConfig:
         ffn_hidden_size=config.intermediate_size,
         vocab_size=config.vocab_size,
         max_position_embeddings=config.max_position_embeddings,
-        rope_base=config.rope_parameters["rope_theta"],
+        rope_base=config.rope_parameters.get("rope_theta"),
         norm_epsilon=config.rms_norm_eps,
         tie_embeddings=config.tie_word_embeddings,
         qk_layernorm=config.model_type == "qwen3",
@@ -95,25 +138,37 @@ def hugging_face_config(config: ModelConfig, token_ids: Mapping[str, int | None]
     }
 
 
+@contextmanager
+def _open_weights(file: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it becomes a ValueError with its name."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
 class SafetensorsWeights(Mapping[str, Tensor]):
     """The tensors of a Hugging Face directory by name, each read from disk when asked for."""
 
     def __init__(self, directory: Path) -> None:
         index = directory / INDEX_FILE
         if index.is_file():
-            weight_map = json.loads(index.read_text()).get("weight_map")
-            if weight_map is None:
-                raise ValueError(f"{index} has no weight_map: it is not an index of safetensors")
+            weight_map = _read_object(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(file, str) for file in weight_map.values()
+            ):
+                raise ValueError(f"{index} is no index of safetensors: weight_map must name files")
             self._file = {name: directory / file for name, file in weight_map.items()}
             return
         file = directory / "model.safetensors"
         if not file.is_file():
             raise FileNotFoundError(f"{directory} holds neither model.safetensors nor {INDEX_FILE}")
-        with safe_open(file, framework="pt") as tensors:
+        with _open_weights(file) as tensors:
             self._file = dict.fromkeys(tensors.keys(), file)
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._file[name], framework="pt") as tensors:
+        with _open_weights(self._file[name]) as tensors:
             return tensors.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -121,13 +176,3 @@ class SafetensorsWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._file)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer, chat template and generation settings.  Raises FileNotFoundError."""
-    if not (source / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(f"{source} holds no tokenizer (no tokenizer_config.json)")
-    target.mkdir(parents=True, exist_ok=True)
-    for pattern in TOKENIZER_FILES:
-        for file in source.glob(pattern):
-            shutil.copy(file, target)

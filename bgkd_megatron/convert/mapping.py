@@ -7,6 +7,7 @@ has padding rows.  Everything else is a copy under another name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,8 @@ from torch import Tensor
 from bgkd_megatron.megatron.model_config import ModelConfig
 
 Weights = dict[str, Tensor]
+# Other types hold quantized weights, of which the scales would be missing, or no weights at all.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Layout(Protocol):
@@ -138,17 +141,40 @@ def fill_megatron(
     """Copy Hugging Face `weights` into the `parameters` (by name) of a Megatron model at TP 1.
 
     Values are converted to the parameters' dtype.
-    Raises ValueError when a weight is missing, has another shape, or would be left over.
+    Raises ValueError when a weight is missing, has another shape, is not of DTYPES or not finite,
+    or would be left over.
     """
     rows = list(table(config, parameters["embedding.word_embeddings.weight"].shape[0]))
     _check_complete(rows, set(weights), config)
     for row in rows:
-        parts = [weights[name] for name in row.hugging_face]
-        for (name, shape), part in zip(row.hugging_face.items(), parts, strict=True):
+        parameter = parameters[row.megatron]
+        parts = []
+        for name, shape in row.hugging_face.items():
+            part = weights[name]
             if tuple(part.shape) != shape:
                 raise ValueError(f"{name} must have the shape {shape}, got {tuple(part.shape)}")
+            parts.append(finite(name, part, parameter.dtype))
         with torch.no_grad():
-            parameters[row.megatron].copy_(row.layout.merge(parts))
+            parameter.copy_(row.layout.merge(parts))
+
+
+def finite(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` as `dtype`.
+
+    Raises ValueError when it is not of DTYPES, or holds what is not finite in `dtype`.
+    """
+    if weight.dtype not in DTYPES:
+        known = ", ".join(_short(known) for known in DTYPES)
+        raise ValueError(f"{name} must be of {known}, got {_short(weight.dtype)}")
+    weight = weight.to(dtype)
+    # Unlike isfinite().all() this makes no tensors of the weight's size; NaN goes through.
+    if not all(math.isfinite(extreme) for extreme in weight.aminmax()):
+        raise ValueError(f"{name} holds NaN, infinity, or values too large for {_short(dtype)}")
+    return weight
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def to_hugging_face(parameters: Mapping[str, Tensor], config: ModelConfig) -> Weights:

@@ -22,9 +22,13 @@ def parse_layers(text: str, num_layers: int) -> frozenset[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None:
             raise ValueError(f'layers must be given as "14-19" or "3,7-9", got {text!r}')
-        first = int(match[1])
-        layers.update(range(first, int(match[2] or first) + 1))
-    if not layers or max(layers) >= num_layers or len(layers) == num_layers:
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"layers of a range must go up, got {part.strip()!r}")
+        if last >= num_layers:
+            raise ValueError(f"layers to drop must be in 0-{num_layers - 1}, got {part.strip()!r}")
+        layers.update(range(first, last + 1))
+    if len(layers) == num_layers:
         raise ValueError(
             f"layers to drop must be some but not all of 0-{num_layers - 1}, got {text!r}"
         )

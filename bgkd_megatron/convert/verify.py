@@ -13,7 +13,11 @@ from bgkd_megatron.megatron.model_config import ModelConfig
 
 @torch.no_grad()
 def megatron_logits(model_dir: Path, ids: Tensor) -> Tensor:
-    """Logits [b, s, vocab_size] float32 of a model directory, computed at TP 1.  ids: [b, s]."""
+    """Logits [b, s, vocab_size] float32 of a model directory, computed at TP 1.  ids: [b, s].
+
+    On a machine without a GPU it installs cpu_compat, which changes torch for the rest of this
+    process.
+    """
     cpu_compat.install()
     from bgkd_megatron.megatron.model import build_model, load_weights
     from bgkd_megatron.megatron.parallel import device, process_groups

@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
+# What lies in a model directory.
 MODEL_FILE = "model.json"
+WEIGHTS_DIR = "weights"
+TOKENIZER_DIR = "tokenizer"
 # Megatron's own default (make_vocab_size_divisible_by): every rank's columns are a multiple of a
 # GEMM tile.
 VOCAB_MULTIPLE = 128
@@ -27,7 +39,7 @@ class ModelConfig(BaseModel):
     Raises pydantic.ValidationError (a ValueError) for unknown fields and impossible sizes.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     num_layers: PositiveInt
     hidden_size: PositiveInt
@@ -62,6 +74,11 @@ class ModelConfig(BaseModel):
         """Channels of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    def weight_layout(self) -> dict[str, Any]:
+        """What decides which weights there are and what they mean.  The rest may be edited, as for
+        a longer context: positions, and the epsilon of the norms."""
+        return self.model_dump(exclude={"max_position_embeddings", "rope_base", "norm_epsilon"})
+
     def padded_vocab_size(self, tensor_parallel: int) -> int:
         """Rows of the embedding and of the output layer over all ranks.
 
@@ -80,9 +97,27 @@ class ModelConfig(BaseModel):
                 f"{path} does not exist: {model_dir} is not a model directory "
                 "(make one with python -m bgkd_megatron.convert.from_hf)"
             )
-        return cls.model_validate_json(path.read_text())
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} cannot be used: {explain(error)}") from error
 
     def write(self, model_dir: str | Path) -> None:
         """Write DIR/model.json (the directory must exist)."""
         text = json.dumps(self.model_dump(), indent=2) + "\n"
         (Path(model_dir) / MODEL_FILE).write_text(text)
+
+
+def explain(error: Exception) -> str:
+    """What is wrong, on one line; pydantic's own text has several for each mistake."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    return "; ".join(_explain_mistake(mistake) for mistake in error.errors())
+
+
+def _explain_mistake(mistake: ErrorDetails) -> str:
+    field = ".".join(str(part) for part in mistake["loc"])
+    message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] not in ("missing", "extra_forbidden", "value_error", "json_invalid"):
+        message = f"{message}, got {mistake['input']!r:.40}"
+    return f"{field}: {message}" if field else message

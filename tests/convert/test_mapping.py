@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bgkd_megatron.convert.mapping import (
+    DTYPES,
     GroupedQKV,
     PaddedRows,
     Stacked,
@@ -112,6 +113,34 @@ def test_a_wrong_shape_is_named() -> None:
     weights["model.norm.weight"] = torch.zeros(23)
     with pytest.raises(ValueError, match=r"model\.norm\.weight must have the shape \(24,\)"):
         fill_megatron(blank_parameters(CONFIG), weights, CONFIG)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e39])
+def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
+    weights = random_weights(CONFIG)
+    up_proj = weights["model.layers.1.mlp.up_proj.weight"].double()  # 1e39 is finite, until then
+    up_proj[3, 5] = value
+    weights["model.layers.1.mlp.up_proj.weight"] = up_proj
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight holds .* for float32"):
+        fill_megatron(blank_parameters(CONFIG), weights, CONFIG)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_a_weight_of_another_type_is_named(dtype: torch.dtype) -> None:
+    weights = random_weights(CONFIG)
+    weights["model.norm.weight"] = torch.ones(24).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"model\.norm\.weight must be of float32.*, got {name}"):
+        fill_megatron(blank_parameters(CONFIG), weights, CONFIG)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_types_of_weights(dtype: torch.dtype) -> None:
+    weights = {name: weight.to(dtype) for name, weight in random_weights(CONFIG).items()}
+    parameters = blank_parameters(CONFIG)
+    fill_megatron(parameters, weights, CONFIG)
+    returned = to_hugging_face(parameters, CONFIG)
+    assert all(torch.equal(returned[name], weights[name].float()) for name in weights)
 
 
 def test_redundant_weights_of_old_checkpoints_are_ignored() -> None:

@@ -16,9 +16,18 @@ def test_lists_and_ranges(text: str, layers: list[int]) -> None:
     assert parse_layers(text, 30) == frozenset(layers)
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-3", "1:3", "30", "0-29", "5-4", "1,,2"])
-def test_what_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="layers"):
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        *((text, "must be given as") for text in ("", "a", "1-", "-3", "1:3", "1,,2")),
+        ("2-1,0", "must go up, got '2-1'"),
+        ("1, 30", "must be in 0-29, got '30'"),
+        ("0-99999999999", "must be in 0-29, got '0-99999999999'"),
+        ("0-29", "some but not all of 0-29"),
+    ],
+)
+def test_what_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         parse_layers(text, 30)
 
 

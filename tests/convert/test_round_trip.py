@@ -11,6 +11,7 @@ import pytest
 import torch
 from megatron_process import Call
 from random_models import MODELS, SIZES, weights_in, write_hugging_face
+from safetensors.torch import save_file
 from tiny_tokenizer import byte_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -75,6 +76,18 @@ def test_dropped_layers(tmp_path: Path, in_megatron_process: Call) -> None:
         key = "model.layers.{}.mlp.up_proj.weight"
         assert torch.equal(after[key.format(ours)], before[key.format(theirs)].bfloat16())
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "back").dtype == torch.bfloat16
+
+
+def test_weights_too_large_for_the_dtype(tmp_path: Path, in_megatron_process: Call) -> None:
+    write_hugging_face(tmp_path / "hf", "llama")
+    weights = weights_in(tmp_path / "hf")
+    weights["model.norm.weight"][7] = 1e5
+    save_file(weights, tmp_path / "hf" / "model.safetensors")
+    in_megatron_process(convert, tmp_path / "hf", tmp_path / "model")
+    arguments = ["--input", str(tmp_path / "model"), "--output", str(tmp_path / "back")]
+    assert in_megatron_process(to_hf, [*arguments, "--dtype", "float16"]) == 1
+    assert not (tmp_path / "back").exists()
+    assert in_megatron_process(to_hf, [*arguments, "--dtype", "bfloat16"]) == 0
 
 
 @pytest.mark.parametrize(
