@@ -10,16 +10,13 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.launch import add_config_arguments, launch
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from bgkd_megatron.megatron.launch import add_config_arguments, launch
-
     parser = argparse.ArgumentParser(prog="bgkd_megatron.evaluate", description=__doc__)
     add_config_arguments(parser)
     parser.add_argument("--output", type=Path, help="also write all metrics as JSON to this file")
@@ -28,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(config: TrainConfig, output: Path | None) -> None:
-    from bgkd_megatron.megatron.evaluation import evaluate_run
+    from bgkd_megatron.megatron.evaluation import evaluate_run  # Megatron, after cpu_compat
 
     evaluate_run(config, output)
 

@@ -8,11 +8,11 @@ See documents.py for the formats that are read and indexed.py for the files that
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bgkd_megatron.command import raise_on_sigterm
 from bgkd_megatron.data.documents import read_documents
 from bgkd_megatron.data.encode import encode_documents, end_of_document_id, load_tokenizer
 from bgkd_megatron.data.records import Summary
@@ -57,10 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="ends each document (default: the tokenizer's EOS)")  # fmt: skip
     options = parser.parse_args(arguments)
     silence_megatron()
-    # What a batch system or `timeout` sends ends the command like Ctrl-C: no scratch files stay.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        summary = prepare(options.input, options.tokenizer, options.output, options.eod_token)
+        with raise_on_sigterm():
+            summary = prepare(options.input, options.tokenizer, options.output, options.eod_token)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,8 +9,8 @@ from megatron.core.models.gpt import GPTModel
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.dataset import DatasetFactory, SampleDataset
-from bgkd_megatron.megatron.model import TOKENIZER, build_model, load_weights
-from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.model import build_model, load_weights
+from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, ModelConfig
 from bgkd_megatron.teacher.frozen import FrozenTeacher
 
 __all__ = ["build_student", "build_teacher", "dataset_factory", "dtype", "tokenizer", "valid_sets"]
@@ -52,7 +52,7 @@ def build_teacher(config: TrainConfig) -> FrozenTeacher | None:
 def tokenizer(config: TrainConfig) -> Path | None:
     """The folder of the tokenizer that student and teacher share, where one of them has it."""
     dirs = [config.student.model_dir, config.teacher.model_dir if config.teacher else None]
-    folders = [d / TOKENIZER for d in dirs if d is not None]
+    folders = [d / TOKENIZER_DIR for d in dirs if d is not None]
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

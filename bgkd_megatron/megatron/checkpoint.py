@@ -22,7 +22,7 @@ from bgkd_megatron.megatron import checkpoint_dir
 from bgkd_megatron.megatron.checkpoint_dir import Progress
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
-from bgkd_megatron.megatron.model import read_weights, save_weights, write_model_files
+from bgkd_megatron.megatron.model import LAYOUT, read_weights, save_weights, write_model_files
 from bgkd_megatron.megatron.model_config import ModelConfig
 
 __all__ = ["TrainState", "load_checkpoint", "save_checkpoint"]
@@ -43,18 +43,18 @@ class TrainState:
 def save_checkpoint(
     state: TrainState, config: TrainConfig, model_config: ModelConfig, tokenizer: Path | None
 ) -> None:
-    """Write a checkpoint, point to it, clear old ones.  Collective.
+    """Write a checkpoint of an iteration that has none, point to it, clear old ones.  Collective.
 
-    Does nothing when the latest checkpoint is of this iteration already.
+    Raises RunError (on all ranks) or RankError when it cannot be written; the latest checkpoint is
+    then what it was.
     """
     root = config.checkpoint.dir
     target = checkpoint_dir.iteration_dir(root, state.iteration)
-    if checkpoint_dir.latest(root) == target:
-        return
     first_rank = dist.get_rank() == 0
     if first_rank and target.exists():
         shutil.rmtree(target)  # left over from a run that died while it saved
-    save_weights(_sharded_state(state) | {"rng": _rng_state()}, target)
+    extras = {"rng": _rng_state(), LAYOUT: model_config.weight_layout()}
+    save_weights(_sharded_state(state) | extras, target)
     write_model_files(model_config, target, tokenizer)
     if first_rank:
         Progress(

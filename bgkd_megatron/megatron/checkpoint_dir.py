@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
@@ -24,6 +24,7 @@ __all__ = ["Progress", "clear_old", "iteration_dir", "latest", "mark_latest", "r
 
 _LATEST = "latest"
 _RUN_FILE = "run.json"
+_NAME = re.compile(r"iter_(\d{7,})")
 
 
 class Progress(BaseModel):
@@ -54,18 +55,28 @@ def latest(root: Path) -> Path | None:
     pointer = root / _LATEST
     if not pointer.is_file():
         return None
-    checkpoint = root / pointer.read_text().strip()
-    if not (checkpoint / _RUN_FILE).is_file():
+    name = pointer.read_text(errors="replace").strip()
+    if not _NAME.fullmatch(name) or not (root / name / _RUN_FILE).is_file():
         raise ConfigError(
-            f"{pointer} names {checkpoint.name}, which is not a checkpoint: write the name of one "
-            "that is there, or remove the pointer to start over"
+            f"{pointer} names {name[:40]!r}, which is not a checkpoint: write the name of one that "
+            "is there, or remove the pointer to start over"
         )
-    return checkpoint
+    return root / name
 
 
 def read_progress(checkpoint: Path, config: TrainConfig) -> Progress:
-    """The progress of `checkpoint`.  Raises ConfigError when `config` belongs to another run."""
-    progress = Progress.model_validate_json((checkpoint / _RUN_FILE).read_text())
+    """The progress of `checkpoint`.
+
+    Raises ConfigError when it cannot be read, or when `config` belongs to another run.
+    """
+    path = checkpoint / _RUN_FILE
+    try:
+        progress = Progress.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): write the name of an older "
+            f"checkpoint into {checkpoint.parent / _LATEST}, or remove that to start over"
+        ) from error
     now = config.trajectory()
     changes = [
         f"{key} was {progress.trajectory.get(key)!r}, now {now.get(key)!r}"
@@ -94,7 +105,7 @@ def clear_old(root: Path, newest: Path, keep: int) -> None:
     Those with a higher number stay: a run that died while it saved, or that was set back, left
     them, and the user may still want them.
     """
-    found = ((re.fullmatch(r"iter_(\d{7,})", path.name), path) for path in root.iterdir())
+    found = ((_NAME.fullmatch(path.name), path) for path in root.iterdir())
     checkpoints = sorted((int(match[1]), path) for match, path in found if match)
     position = [path for _, path in checkpoints].index(newest)
     for _, checkpoint in checkpoints[: max(0, position + 1 - keep)]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
-from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, WEIGHTS_DIR, ModelConfig
 
 __all__ = ["check_run"]
 
@@ -18,6 +19,7 @@ __all__ = ["check_run"]
 def check_run(config: TrainConfig, world_size: int) -> None:
     """Raise ConfigError with everything that stands in the way of `config` on world_size ranks."""
     problems = list(_problems(config, world_size))
+    problems += [] if problems else _folder_problems(config)  # last: it makes the folders
     if problems:
         raise ConfigError("the run cannot start:\n" + "\n".join(f"  {p}" for p in problems))
 
@@ -31,8 +33,9 @@ def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
         except (FileNotFoundError, ValueError) as error:
             yield f"{role}.model_dir: {error}"
             continue
-        if not (model_dir / "weights" / "metadata.json").is_file():
-            yield f"{role}.model_dir: {model_dir}/weights is not a complete checkpoint"
+        weights = model_dir / WEIGHTS_DIR
+        if not (weights / "metadata.json").is_file():
+            yield f"{role}.model_dir: {weights} is not a complete checkpoint"
     if config.student.architecture is not None:
         models["student"] = config.student.architecture
     for role, model in models.items():
@@ -43,6 +46,17 @@ def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
         yield from _dataset_problems(prefix, models.get("student"))
     if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         yield "logging.tensorboard: pip install tensorboard, or set it to false"
+
+
+def _folder_problems(config: TrainConfig) -> Iterator[str]:
+    for section in ("checkpoint", "logging"):
+        folder: Path = getattr(config, section).dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"0" * 4096)
+        except OSError as error:
+            yield f"{section}.dir: cannot write to {folder} ({error.strerror})"
 
 
 def _model_dirs(config: TrainConfig) -> dict[str, Path]:
@@ -117,7 +131,7 @@ def _pair_problems(
 def _tokenizer_difference(student_dir: Path, teacher_dir: Path) -> str:
     """What two vocabularies disagree on; empty if on nothing, or if one of them is not known."""
     student, teacher = (
-        _tokens(d / "tokenizer" / "tokenizer.json") for d in (student_dir, teacher_dir)
+        _tokens(d / TOKENIZER_DIR / "tokenizer.json") for d in (student_dir, teacher_dir)
     )
     if student is None or teacher is None or student == teacher:
         return ""
@@ -145,11 +159,19 @@ def _dataset_problems(prefix: str, student: ModelConfig | None) -> Iterator[str]
                 f"python -m bgkd_megatron.data.prepare --output {prefix}"
             )
             return
-    summary = Path(prefix + ".json")
-    if student is not None and summary.is_file():
-        vocab_size = json.loads(summary.read_text())["vocab_size"]
-        if vocab_size > student.vocab_size:
-            yield (
-                f"{prefix} was made with a tokenizer of {vocab_size} tokens, the student has "
-                f"{student.vocab_size}: prepare it with the student's tokenizer"
-            )
+    path = Path(prefix + ".json")
+    if not path.is_file():
+        return
+    try:
+        summary = json.loads(path.read_bytes())
+        vocab_size, loss_tokens = int(summary["vocab_size"]), int(summary["loss_tokens"])
+    except (KeyError, TypeError, ValueError) as error:
+        yield f"{path} cannot be read ({error!r}): prepare the dataset again"
+        return
+    if student is not None and vocab_size > student.vocab_size:
+        yield (
+            f"{prefix} was made with a tokenizer of {vocab_size} tokens, the student has "
+            f"{student.vocab_size}: prepare it with the student's tokenizer"
+        )
+    if loss_tokens == 0:
+        yield f"no token of {prefix} is a target: check what was prepared"

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -29,17 +28,12 @@ from pydantic import (
 from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.objectives.config import ObjectiveConfig
+from bgkd_megatron.settings import Section
 
 __all__ = ["TrainConfig", "load_config"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class StudentConfig(_Section):
+class StudentConfig(Section):
     """Where the student starts: from a model directory, or fresh from an architecture."""
 
     model_dir: Path | None = None
@@ -56,19 +50,19 @@ class StudentConfig(_Section):
         return self.architecture or ModelConfig.read(typing.cast(Path, self.model_dir))
 
 
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     """The frozen teacher."""
 
     model_dir: Path
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Indexed datasets, named by the prefix of their .bin and .idx files."""
 
     train: list[str] = Field(min_length=1)
     weights: list[PositiveFloat] | None = None
     """Share of each training set; by default every token has the same share."""
-    valid: dict[str, str] = {}
+    valid: dict[str, str] = Field(default={})
     """Held-out sets by name."""
     seq_length: PositiveInt
 
@@ -81,7 +75,7 @@ class DataConfig(_Section):
         return self
 
 
-class ParallelConfig(_Section):
+class ParallelConfig(Section):
     """Layout of the ranks; those that tensor parallelism leaves over are data-parallel."""
 
     tensor_parallel: PositiveInt = 1
@@ -94,7 +88,7 @@ class ParallelConfig(_Section):
         return self
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """AdamW: linear warm-up, then decay to min_lr at the last step."""
 
     lr: PositiveFloat
@@ -116,7 +110,7 @@ class OptimizerConfig(_Section):
         return self
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Batch sizes in sequences."""
 
     micro_batch_size: PositiveInt = 1
@@ -127,7 +121,7 @@ class TrainingConfig(_Section):
     """Of weights and activations; losses, gradient sums and optimizer states are fp32."""
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """A run continues from the latest checkpoint in `dir`, if there is one."""
 
     dir: Path
@@ -136,7 +130,7 @@ class CheckpointConfig(_Section):
     keep: PositiveInt = 2
 
 
-class LoggingConfig(_Section):
+class LoggingConfig(Section):
     """JSON lines, TensorBoard events, the resolved configuration, Megatron's index of samples."""
 
     dir: Path
@@ -145,7 +139,7 @@ class LoggingConfig(_Section):
     tensorboard: bool = True
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Held-out sets are evaluated before the first and after the last step, and in between:"""
 
     interval: PositiveInt | None = None
@@ -154,7 +148,7 @@ class EvaluationConfig(_Section):
     """At most this many global batches of each set."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Everything that defines a run."""
 
     student: StudentConfig
@@ -211,15 +205,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Values are parsed as YAML.  Raises ConfigError with one message for all mistakes.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text()) or {}
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold sections (student:, data:, ...), got {settings!r}")
     for override in overrides:
-        _apply(settings, override)
+        settings = _overridden(settings, override)
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
@@ -227,22 +221,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path} cannot be used:\n{mistakes}") from None
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML forbids it, PyYAML lets the last one win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # not hashable: refused when the mapping is built
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return node
+
+
+def _overridden(settings: dict[str, Any], override: str) -> dict[str, Any]:
+    """A copy of `settings` with one override applied.
+
+    Sections are copied, not changed: an alias in the file gives two sections one dictionary.
+    """
     key, equals, text = override.partition("=")
     *sections, name = key.split(".")
     if not equals or not all((*sections, name)):
         raise ConfigError(f"override {override!r} must look like section.key=value")
-    for section in sections:
-        # A section may be absent or null in the file.
-        if settings.get(section) is None:
-            settings[section] = {}
-        settings = settings[section]
-        if not isinstance(settings, dict):
-            raise ConfigError(f"override {override!r}: {section} is not a section")
     try:
-        settings[name] = yaml.safe_load(text)
+        value = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    settings = section = dict(settings)
+    for part in sections:
+        inner = section.get(part) or {}  # absent or null in the file
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {part} is not a section")
+        section[part] = inner = dict(inner)
+        section = inner
+    section[name] = value
+    return settings
 
 
 def _explain(error: Any) -> str:

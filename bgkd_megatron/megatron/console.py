@@ -71,6 +71,8 @@ class _Bar:
 
 
 def _step_text(metrics: Mapping[str, float]) -> str:
+    if not metrics["tokens"]:
+        return "no target in this batch: no update"
     return (
         f"loss {metrics['loss']:.4f}  hard {metrics['hard_loss']:.4f}  "
         f"soft {metrics['soft_loss']:.4f}  lr {metrics['lr']:.2e}  "

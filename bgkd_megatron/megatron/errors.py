@@ -1,6 +1,6 @@
 """Errors whose message is all that the user needs; the launcher prints them without a traceback."""
 
-__all__ = ["ConfigError", "RunError"]
+__all__ = ["ConfigError", "RankError", "RunError"]
 
 
 class ConfigError(ValueError):
@@ -9,3 +9,7 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on.  Raised by all ranks at the same point, for the same reason."""
+
+
+class RankError(RuntimeError):
+    """A run that cannot go on, for a reason that only this rank knows: a full disk, say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
 
 from bgkd_megatron.megatron import build
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.console import valid_line
 from bgkd_megatron.megatron.dataset import SampleDataset, microbatches
-from bgkd_megatron.megatron.loss import DistillationLoss, mean_metrics
+from bgkd_megatron.megatron.errors import RunError
+from bgkd_megatron.megatron.loss import DistillationLoss, ForwardStep, mean_metrics
+from bgkd_megatron.megatron.stop_signal import StopSignal
 from bgkd_megatron.objectives.hybrid import HybridObjective
 from bgkd_megatron.statistics import Feature
 from bgkd_megatron.teacher.states import Teacher
@@ -30,10 +33,9 @@ def evaluation_loss(
     config: TrainConfig, vocab_size: int, teacher: Teacher | None
 ) -> DistillationLoss:
     """The objective of `config`, with all metrics of the teacher even where the loss needs none."""
-    objective = HybridObjective(config.objective, vocab_size)
-    if teacher is not None:
-        objective.features |= _COMPARISON
-    return DistillationLoss(objective, vocab_size, teacher)
+    extra = Feature(0) if teacher is None else _COMPARISON
+    objective = HybridObjective(config.objective, vocab_size, extra_features=extra)
+    return DistillationLoss(objective, teacher)
 
 
 @torch.no_grad()
@@ -43,32 +45,63 @@ def evaluate(
     datasets: Mapping[str, SampleDataset],
     config: TrainConfig,
     progress: float = 1.0,
-) -> dict[str, dict[str, float]]:
-    """Mean metrics of each held-out set, over its tokens.  Collective; leaves `model` training.
+    stop: StopSignal | None = None,
+) -> dict[str, dict[str, float]] | None:
+    """Mean metrics of each held-out set, over its tokens; None when `stop` ended it half-way.
 
     progress: part of the run that is done; the loss of a curriculum depends on it.
+    Collective; leaves `model` training.  Raises RunError for a set without a target.
     """
-    model.eval()
+    step = loss.forward_step(progress)
     results = {}
-    for name, dataset in datasets.items():
-        num_samples = len(dataset)
-        if config.evaluation.batches is not None:
-            limit = config.evaluation.batches * config.training.global_batch_size
-            num_samples = min(num_samples, limit)
-        micro_batch_size = config.training.micro_batch_size
-        stride = micro_batch_size * parallel_state.get_data_parallel_world_size()
-        reports = get_forward_backward_func()(
-            forward_step_func=loss.forward_step(progress),
-            data_iterator=microbatches(dataset, range(num_samples), micro_batch_size),
-            model=model,
-            num_microbatches=-(-num_samples // stride),
-            seq_length=config.data.seq_length,
-            micro_batch_size=micro_batch_size,
-            forward_only=True,
-        )
-        results[name] = mean_metrics(reports)
-    model.train()
+    model.eval()
+    try:
+        for name, dataset in datasets.items():
+            reports: list[dict[str, Tensor]] = []
+            for samples in _global_batches(len(dataset), config):
+                if stop is not None and stop.agree():
+                    return None
+                reports += _reports(model, step, dataset, samples, config)
+            results[name] = mean_metrics(reports)
+            if not results[name]["tokens"]:
+                raise RunError(
+                    f"the held-out set {name!r} has no target in {_extent(config)}: check its loss "
+                    "mask, or leave it out of data.valid"
+                )
+    finally:
+        model.train()
     return results
+
+
+def _global_batches(num_samples: int, config: TrainConfig) -> Iterator[range]:
+    """As large as those of training: the most that runs between two looks at the stop signal."""
+    size = config.training.global_batch_size
+    for batch, start in enumerate(range(0, num_samples, size)):
+        if batch == config.evaluation.batches:
+            return
+        yield range(start, min(start + size, num_samples))
+
+
+def _reports(
+    model: Any, step: ForwardStep, dataset: SampleDataset, samples: range, config: TrainConfig
+) -> list[dict[str, Tensor]]:
+    """The sums of this data-parallel rank's microbatches of `samples`."""
+    micro_batch_size = config.training.micro_batch_size
+    stride = micro_batch_size * parallel_state.get_data_parallel_world_size()
+    return get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=microbatches(dataset, samples, micro_batch_size),
+        model=model,
+        num_microbatches=-(-len(samples) // stride),
+        seq_length=config.data.seq_length,
+        micro_batch_size=micro_batch_size,
+        forward_only=True,
+    )
+
+
+def _extent(config: TrainConfig) -> str:
+    batches = config.evaluation.batches
+    return "all of it" if batches is None else f"its first {batches} global batches"
 
 
 def evaluate_run(config: TrainConfig, output: Path | None) -> None:
@@ -81,7 +114,7 @@ def evaluate_run(config: TrainConfig, output: Path | None) -> None:
         build.valid_sets(config, build.dataset_factory(config, model_config.vocab_size)),
         config,
     )
-    if dist.get_rank() == 0:
+    if results is not None and dist.get_rank() == 0:
         for name, metrics in results.items():
             print(valid_line(name, metrics), flush=True)
         if output is not None:

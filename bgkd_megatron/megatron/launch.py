@@ -6,10 +6,8 @@ Exit codes: 0 done (or stopped by SIGTERM and saved), 1 the run failed, 2 it cou
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 
 import torch.distributed as dist
@@ -17,7 +15,8 @@ import torch.distributed as dist
 from bgkd_megatron.megatron import checkpoint_dir, cpu_compat, parallel
 from bgkd_megatron.megatron.checks import check_run
 from bgkd_megatron.megatron.config import TrainConfig, load_config
-from bgkd_megatron.megatron.errors import ConfigError, RunError
+from bgkd_megatron.megatron.errors import ConfigError, RankError, RunError
+from bgkd_megatron.megatron.quiet import silence_megatron
 
 __all__ = ["add_config_arguments", "launch"]
 
@@ -41,19 +40,20 @@ def launch(args: argparse.Namespace, run: Callable[[TrainConfig], None], *, resu
     if _tell_mistakes(mistake) or config is None:
         dist.destroy_process_group()
         return 2
-    _silence_megatron()
+    silence_megatron()
     cpu_compat.install()
     parallel.init_model_parallel(config.parallel.tensor_parallel, seed=config.training.seed)
     exit_code = 0
     try:
         run(config)
     except ConfigError as error:  # only reading a file showed it; the ranks do not meet here
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _tell_once(str(error))
         return 2
+    except RankError as error:
+        _tell_once(f"rank {dist.get_rank()}: {error}")
+        return 1
     except RunError as error:  # raised by all ranks
-        if dist.get_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        dist.barrier()
+        _tell_once(str(error))
         exit_code = 1
     # Not in a finally: after another error the ranks do not meet here, and leaving would wait.
     parallel.shutdown()
@@ -88,10 +88,8 @@ def _tell_mistakes(mistake: str | None) -> bool:
     return bool(found)
 
 
-def _silence_megatron() -> None:
-    """Megatron and torch.distributed.checkpoint announce deprecations and missing optional packages
-    on every rank; none of it is for the user of this program."""
-    warnings.filterwarnings(
-        "ignore", module=r"megatron\.|torch\.|bgkd_megatron\.megatron\.cpu_compat"
-    )
-    logging.getLogger("megatron").setLevel(logging.ERROR)
+def _tell_once(text: str) -> None:
+    """Print an error unless another rank has printed the same; without a collective, for the other
+    ranks may not come here."""
+    if parallel.is_first(text):
+        print(f"error: {text}", file=sys.stderr, flush=True)

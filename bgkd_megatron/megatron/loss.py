@@ -23,7 +23,7 @@ from bgkd_megatron.objectives.metrics import token_metrics
 from bgkd_megatron.teacher.states import Teacher, TeacherStates
 from bgkd_megatron.vocab_stats import VocabShard
 
-__all__ = ["IGNORE_INDEX", "DistillationLoss", "Microbatch", "mean_metrics"]
+__all__ = ["IGNORE_INDEX", "DistillationLoss", "ForwardStep", "Microbatch", "mean_metrics"]
 
 IGNORE_INDEX = -100
 """Label of a token that counts neither in the loss nor in its denominator."""
@@ -56,17 +56,15 @@ ForwardStep = Callable[[Iterator[Microbatch], Any], tuple[Tensor, LossFunction]]
 class DistillationLoss:
     """Makes the forward steps that Megatron's schedules run.
 
-    objective: of the student's vocabulary.  vocab_size: the real vocabulary; columns beyond it
-    take part in no sum and get gradient 0.  teacher: may be None when the objective needs none.
-    Needs Megatron's process groups.
+    objective: of the real vocabulary; columns beyond it take part in no sum and get gradient 0.
+    teacher: may be None when the objective needs none.  Needs Megatron's process groups.
+    The ranks compare what they pass to the loss at the first microbatch, and never again.
     """
 
-    def __init__(
-        self, objective: HybridObjective, vocab_size: int, teacher: Teacher | None = None
-    ) -> None:
+    def __init__(self, objective: HybridObjective, teacher: Teacher | None = None) -> None:
         self.objective = objective
-        self.vocab_size = vocab_size
         self.teacher = teacher
+        self._check_ranks = True
         group = parallel_state.get_tensor_model_parallel_group()
         self._tp_group = group if group.size() > 1 else None
 
@@ -121,10 +119,12 @@ class DistillationLoss:
             teacher_logits,
             labels,
             self.objective,
-            shard=VocabShard.even(self.vocab_size, columns, self._tp_group),
+            shard=VocabShard.even(self.objective.vocab_size, columns, self._tp_group),
             progress=context.progress,
             inplace_backward=logits.requires_grad,
+            check_ranks=self._check_ranks,
         )
+        self._check_ranks = False
         metrics = token_metrics(stats, losses, labels)
         context.sums = {name: value.sum() for name, value in metrics.items()}
         return losses.loss.view(seq_length, batch_size).t().contiguous()
@@ -140,12 +140,12 @@ def _sum_loss(
 def mean_metrics(reports: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means over the tokens of all reports of all data-parallel ranks; "tokens" is their number.
 
-    Collective over the data-parallel group.  Without a token all means are 0.
+    Collective over the data-parallel group.  Without a token there are no means.
     """
     names = list(reports[0])
     sums = torch.stack([torch.stack([r[name].double() for name in names]) for r in reports]).sum(0)
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     values = dict(zip(names, sums.tolist(), strict=True))
     tokens = values.pop(_TOKENS)
-    means = {name: value / max(tokens, 1.0) for name, value in values.items()}
+    means = {name: value / tokens for name, value in values.items()} if tokens else {}
     return {**means, _TOKENS: tokens}

@@ -9,30 +9,27 @@ A training checkpoint is a model directory too, whose weights/ holds the optimiz
 
 from __future__ import annotations
 
+import queue
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.functional import silu
 
 from bgkd_megatron.megatron import parallel
-from bgkd_megatron.megatron.errors import ConfigError
+from bgkd_megatron.megatron.errors import ConfigError, RankError, RunError
 from bgkd_megatron.megatron.layer_spec import block_spec
-from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.model_config import MODEL_FILE, TOKENIZER_DIR, WEIGHTS_DIR, ModelConfig
 
 __all__ = [
-    "TOKENIZER",
-    "WEIGHTS",
+    "LAYOUT",
     "build_model",
     "load_weights",
     "read_weights",
@@ -40,8 +37,8 @@ __all__ = [
     "write_model_files",
 ]
 
-WEIGHTS = "weights"
-TOKENIZER = "tokenizer"
+LAYOUT = "weight_layout"
+"""Where the weights hold ModelConfig.weight_layout()"""
 
 
 def transformer_config(
@@ -118,11 +115,23 @@ def load_weights(model: GPTModel, model_dir: str | Path) -> None:
     Collective: call it on all ranks.  Raises FileNotFoundError when there is no checkpoint, and
     ConfigError when it is damaged or does not fit the model.
     """
-    path = Path(model_dir) / WEIGHTS
+    path = Path(model_dir) / WEIGHTS_DIR
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist: {model_dir} is not a model directory")
     loaded = read_weights({"model": model.sharded_state_dict()}, Path(model_dir))
+    _check_unchanged(Path(model_dir), loaded.get(LAYOUT))
     model.load_state_dict(loaded["model"])
+
+
+def _check_unchanged(root: Path, stored: dict[str, Any] | None) -> None:
+    """Not every edit of model.json shows in a shape: rows of the vocabulary are cut or filled up to
+    those of the layout, and with tied embeddings nobody asks for the output layer."""
+    if stored is None:
+        return  # weights that were saved before their architecture was
+    now = ModelConfig.read(root).weight_layout()
+    if changed := [name for name in now if now[name] != stored.get(name)]:
+        changes = ", ".join(f"{n} is {now[n]!r}, was {stored.get(n)!r}" for n in changed)
+        raise ConfigError(f"{root / MODEL_FILE} is not that of the weights ({changes}): restore it")
 
 
 def read_weights(request: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -131,7 +140,7 @@ def read_weights(request: dict[str, Any], root: Path) -> dict[str, Any]:
     Raises ConfigError when it is damaged or holds something else.
     """
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(request, str(root / WEIGHTS))
+        loaded: dict[str, Any] = dist_checkpointing.load(request, str(root / WEIGHTS_DIR))
     except (Exception, CheckpointException) as error:  # the latter is torch's, no Exception
         reason = str(error).strip().rpartition("\n")[2]
         raise ConfigError(f"{root} cannot be read ({type(error).__name__}: {reason})") from error
@@ -163,34 +172,36 @@ def save_model_dir(
     """
     root = Path(model_dir)
     # One rank looks, before any can have started to write.
-    occupied = [(root / WEIGHTS).exists()]
+    occupied = [(root / WEIGHTS_DIR).exists()]
     dist.broadcast_object_list(occupied, src=0)
     if occupied[0]:
         raise FileExistsError(f"{root} already holds a model: remove it or choose another folder")
-    save_weights({"model": model.sharded_state_dict()}, root)
+    state = {"model": model.sharded_state_dict(), LAYOUT: config.weight_layout()}
+    save_weights(state, root)
     write_model_files(config, root, tokenizer)
 
 
 def save_weights(state: dict[str, Any], root: Path) -> None:
-    """Write Megatron's torch_dist checkpoint of `state` to ROOT/weights.  Collective."""
-    if dist.get_rank() == 0:
-        (root / WEIGHTS).mkdir(parents=True)
-    dist.barrier()
-    with _sigterm_blocked():
-        dist_checkpointing.save(state, str(root / WEIGHTS))
+    """Write Megatron's torch_dist checkpoint of `state` to ROOT/weights.  Collective.
 
-
-@contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """Megatron's first save starts a helper process that all later ones need.  It inherits the
-    blocked signal, and so outlives a SIGTERM to all processes of a job until the last save."""
-    # Started on demand, the tracker that comes with the helper would unblock the signal.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Raises RunError on all ranks when one of them cannot write its part, and RankError on a rank
+    that fails alone.
+    """
+    # A synchronous save writes in threads of this process, but Megatron 0.19 passes their results
+    # through a helper process: seconds to start, and after a kill -9 of its rank it lives on.
+    filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if dist.get_rank() == 0:
+            (root / WEIGHTS_DIR).mkdir(parents=True)
+        dist.barrier()
+        dist_checkpointing.save(state, str(root / WEIGHTS_DIR))
+    except CheckpointException as error:  # torch's, raised on all ranks
+        raise RunError(
+            f"{root} cannot be written; the rank that failed has logged the cause (Local worker "
+            "... encountered an error). Earlier checkpoints are as they were"
+        ) from error
+    except OSError as error:
+        raise RankError(f"{root} cannot be written ({error})") from error
 
 
 def write_model_files(config: ModelConfig, root: Path, tokenizer: str | Path | None) -> None:
@@ -200,6 +211,6 @@ def write_model_files(config: ModelConfig, root: Path, tokenizer: str | Path | N
     """
     if dist.get_rank() == 0:
         if tokenizer is not None:
-            shutil.copytree(tokenizer, root / TOKENIZER)
+            shutil.copytree(tokenizer, root / TOKENIZER_DIR)
         config.write(root)
     dist.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -21,13 +22,17 @@ class RunLog:
     mean over the tokens of the step or the set.
 
     first_step: steps done before.  What an interrupted run logged after them is removed, for those
-    steps come again.
+    steps come again, and so does the evaluation of the last of them.  A run from the start moves
+    the lines of an earlier one to metrics.1.jsonl, metrics.2.jsonl, ...
     """
 
     def __init__(self, directory: Path, first_step: int, tensorboard: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / METRICS_FILE
-        _keep_until(path, first_step)
+        if first_step == 0:
+            _move_away(path)
+        else:
+            _keep_until(path, first_step)
         self._file = path.open("a")
         self._events: Any = None
         if tensorboard:
@@ -57,8 +62,14 @@ class RunLog:
                 self._events.add_scalar(f"{group}/{name}", value, head["step"])
 
 
+def _move_away(path: Path) -> None:
+    if path.is_file():
+        names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+        path.rename(next(name for name in names if not name.exists()))
+
+
 def _keep_until(path: Path, step: int) -> None:
-    """Remove the lines after `step`; a line cut short by a crash goes too."""
+    """Remove what comes after training step `step`; a line cut short by a crash goes too."""
     if not path.is_file():
         return
     kept = []
@@ -67,7 +78,7 @@ def _keep_until(path: Path, step: int) -> None:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if record["step"] <= step:
+        if record["step"] < step or (record["step"] == step and record["kind"] == "train"):
             kept.append(line)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))

@@ -1,4 +1,4 @@
-"""SIGTERM as a wish to stop after the current step, agreed on by all ranks."""
+"""SIGTERM as a wish to stop at the next opportunity, agreed on by all ranks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class StopSignal:
     def __init__(self) -> None:
         self._received = False
         self._previous: Any = None
+        self.agreed = False
+        """Whether the ranks have agreed to stop; the same on all of them."""
 
     def __enter__(self) -> StopSignal:
         self._previous = signal.signal(signal.SIGTERM, self._receive)
@@ -36,9 +38,10 @@ class StopSignal:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._received = True
 
-    def requested(self) -> bool:
+    def agree(self) -> bool:
         """Whether any rank has received the signal.  Collective: all ranks get one answer, so they
-        stop after the same step even when only one of them, or each at its own time, is told."""
+        stop at the same point even when only one of them, or each at its own time, is told."""
         flag = torch.tensor(int(self._received), device=parallel.device())
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+        self.agreed = bool(flag.item())
+        return self.agreed

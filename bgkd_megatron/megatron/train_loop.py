@@ -55,7 +55,6 @@ class _Run:
         teacher = build.build_teacher(config)
         self.loss = DistillationLoss(
             HybridObjective(config.objective, vocab_size),
-            vocab_size,
             teacher if config.objective.needs_teacher else None,
         )
         self.valid_loss = evaluation_loss(config, vocab_size, teacher)
@@ -70,6 +69,7 @@ class _Run:
         checkpoint = checkpoint_dir.latest(config.checkpoint.dir)
         if checkpoint is not None:
             load_checkpoint(self.state, config, checkpoint)
+        self._saved = self.state.iteration
         # One rank tells; after the reduction of the metrics all know the same.
         self.log = self.report = None
         if dist.get_rank() == 0:
@@ -92,24 +92,21 @@ class _Run:
             steps * config.training.global_batch_size,
         )
         batches = microbatches(self.train_set, samples, config.training.micro_batch_size)
-        if state.iteration == 0:
-            self._evaluate()
-        while state.iteration < steps:
+        self._evaluate(stop)
+        while state.iteration < steps and not stop.agreed:
             metrics = self._step(batches)
             state.iteration += 1
             if self.log and self.report and state.iteration % config.logging.interval == 0:
                 self.log.train(state.iteration, metrics)
                 self.report.step(state.iteration, metrics)
-            stopping = stop.requested()
+            stop.agree()
             last = state.iteration == steps
-            interval = config.evaluation.interval
-            if last or (interval and state.iteration % interval == 0 and not stopping):
-                self._evaluate()
-            if last or stopping or state.iteration % config.checkpoint.interval == 0:
+            if last or state.iteration % config.checkpoint.interval == 0:
                 self._save()
-            if stopping:
-                self._tell(f"SIGTERM: stopped after step {state.iteration}; start again to go on")
-                return
+            self._evaluate(stop)
+        if stop.agreed:
+            self._save()
+            self._tell(f"SIGTERM: stopped after step {state.iteration}; start again to go on")
 
     def _step(self, batches: Iterator[Microbatch]) -> dict[str, float]:
         """One update of the student from one global batch; returns the metrics of the step."""
@@ -130,15 +127,16 @@ class _Run:
             forward_only=False,
         )
         metrics = mean_metrics(reports)
-        self._require_finite("loss", metrics["loss"])
         state.scheduler.step(1)
-        _, grad_norm, _ = state.optimizer.step()
-        self._require_finite("gradient norm", grad_norm)
+        if metrics["tokens"]:  # else every gradient is 0 and only the momentum would move weights
+            self._require_finite("loss", metrics["loss"])
+            _, metrics["grad_norm"], _ = state.optimizer.step()
+            self._require_finite("gradient norm", metrics["grad_norm"])
         seconds = time.monotonic() - start
+        # Masked tokens cost as much as others.
         tokens = config.training.global_batch_size * config.data.seq_length
         return {
             **metrics,
-            "grad_norm": grad_norm,
             "lr": state.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
@@ -151,22 +149,31 @@ class _Run:
                 "the latest checkpoint. Lower optimizer.lr or check the data of this step"
             )
 
-    def _evaluate(self) -> None:
-        step = self.state.iteration
+    def _evaluate(self, stop: StopSignal) -> None:
+        """All held-out sets, where they are due and no stop is agreed."""
+        step, steps = self.state.iteration, self.config.training.steps
+        interval = self.config.evaluation.interval
+        due = step in (0, steps) or (interval is not None and step % interval == 0)
+        if stop.agreed or not due:
+            return
         results = evaluate(
             self.state.model,
             self.valid_loss,
             self.valid_sets,
             self.config,
-            progress=step / self.config.training.steps,
+            progress=step / steps,
+            stop=stop,
         )
-        for name, metrics in results.items():
+        for name, metrics in (results or {}).items():
             if self.log:
                 self.log.valid(step, name, metrics)
             self._tell(f"after step {step}, {valid_line(name, metrics)}")
 
     def _save(self) -> None:
+        if self.state.iteration in (0, self._saved):
+            return
         save_checkpoint(self.state, self.config, self.model_config, build.tokenizer(self.config))
+        self._saved = self.state.iteration
         self._tell(f"saved {checkpoint_dir.latest(self.config.checkpoint.dir)}")
 
     def _tell(self, text: str) -> None:

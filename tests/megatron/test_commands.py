@@ -80,6 +80,34 @@ def test_sigterm_saves_and_exits_0(config: Path, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == last
 
 
+def test_killed_rank_ends_the_job(config: Path, tmp_path: Path) -> None:
+    """kill -9 of one rank: no process stays, which would keep the output open, and the last
+    checkpoint is one that a restart takes."""
+    command = torchrun(2, *TRAIN, "--config", config)
+    with subprocess.Popen(
+        command, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        assert job.stdout is not None
+        processes = [psutil.Process(job.pid)]
+        try:
+            for line in job.stdout:
+                if line.startswith("step 5/"):
+                    break
+            processes += processes[0].children(recursive=True)
+            ranks = [p for p in processes[1:] if "bgkd_megatron.train" in p.cmdline()]
+            assert len(ranks) == 2
+            ranks[1].kill()
+            job.stdout.read()  # returns when the last process that could write to it has ended
+            assert job.wait() != 0
+        finally:
+            _, alive = psutil.wait_procs(processes, timeout=0)
+            for process in alive:
+                process.kill()
+    assert not alive
+    stop = run_command([*command, "training.global_batch_size=4"])
+    assert "training.global_batch_size was 2, now 4" in stop.stderr
+
+
 def test_mistakes_are_told_once(config: Path) -> None:
     process = run_command(torchrun(2, *TRAIN, "--config", config, "data.seq_length=100"))
     assert process.returncode != 0

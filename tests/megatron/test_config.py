@@ -109,6 +109,11 @@ def test_overrides(tmp_path: Path, settings: dict[str, Any]) -> None:
         ("training.steps", "must look like section.key=value"),
         ("training.steps.more=1", "steps is not a section"),
         ("training.steps=[", "not valid YAML"),
+        ("optimizer={lr: 1, lr: 2}", "the value is not valid YAML"),
+        ("training.steps=true", "training.steps"),
+        ("optimizer.lr=true", "optimizer.lr"),
+        ("objective.soft_weight=true", "objective.soft_weight"),
+        ("checkpoint.dir=''", "checkpoint.dir: must not be empty"),
         ("student.architecture.layers=1", "architecture.layers: unknown key"),
     ],
 )
@@ -134,9 +139,25 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(ConfigError, match="must hold sections"):
         load_config(tmp_path / "list.yaml")
-    (tmp_path / "torn.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config(tmp_path / "torn.yaml")
+    for content in (b"a: [", b"\xff\x00", b"a: 1\nb: {c: 1, c: 2}"):
+        (tmp_path / "torn.yaml").write_bytes(content)
+        with pytest.raises(ConfigError, match="not valid YAML"):
+            load_config(tmp_path / "torn.yaml")
+
+
+def test_overrides_do_not_reach_an_alias(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """YAML gives an anchor and its aliases one dictionary."""
+    settings["data"]["valid"] = shared = {"code": "/x"}
+    settings["more"] = shared
+    text = yaml.safe_dump(settings)
+    assert "*id001" in text
+    path = tmp_path / "aliases.yaml"
+    path.write_text(text.replace("more: *id001", "<<: {evaluation: {batches: 3}}"))
+    config = load_config(path, ["evaluation.batches=4", "data.valid.text=/y"])
+    assert config.evaluation.batches == 4
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="more: unknown key"):
+        load_config(path, ["data.valid.text=/y"])
 
 
 @pytest.mark.parametrize(
@@ -197,10 +218,24 @@ def test_tokenizers_that_differ(tmp_path: Path, settings: dict[str, Any]) -> Non
 
 
 def test_dataset_of_another_tokenizer(tmp_path: Path, settings: dict[str, Any]) -> None:
-    (tmp_path / "data.json").write_text('{"vocab_size": 300}')
+    (tmp_path / "data.json").write_text('{"vocab_size": 300, "loss_tokens": 1}')
     check_run(load(tmp_path, settings), world_size=6)
-    (tmp_path / "data.json").write_text('{"vocab_size": 301}')
+    (tmp_path / "data.json").write_text('{"vocab_size": 301, "loss_tokens": 1}')
     assert "made with a tokenizer of 301 tokens, the student has 300" in message(tmp_path, settings)
+    (tmp_path / "data.json").write_text('{"vocab_size": 300, "loss_tokens": 0}')
+    assert "no token of" in message(tmp_path, settings)
+    (tmp_path / "data.json").write_text('{"vocab_size": 3')
+    assert "prepare the dataset again" in message(tmp_path, settings)
+
+
+@pytest.mark.parametrize("section", ["checkpoint", "logging"])
+def test_folder_that_cannot_be_written(
+    tmp_path: Path, settings: dict[str, Any], section: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        text = message(tmp_path, settings, f"{section}.dir={tmp_path / folder}")
+        assert f"{section}.dir: cannot write to {tmp_path / folder}" in text
 
 
 def test_tensorboard_is_missing(
@@ -239,9 +274,13 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
     with pytest.raises(ConfigError, match=r"training\.steps was 10, now 20") as error:
         checkpoint_dir.read_progress(checkpoint, changed)
     assert "data.seq_length was 32, now 16" in str(error.value)
-    (root / "latest").write_text("iter_0000009")
-    with pytest.raises(ConfigError, match="iter_0000009, which is not a checkpoint"):
-        checkpoint_dir.latest(root)
+    (checkpoint / "run.json").write_text('{"iteration": 5')
+    with pytest.raises(ConfigError, match=r"run\.json is damaged .* older checkpoint"):
+        checkpoint_dir.read_progress(checkpoint, config)
+    for pointer in (b"iter_0000009", b"\xff\x00", b"", b"..", b"/"):
+        (root / "latest").write_bytes(pointer)
+        with pytest.raises(ConfigError, match="which is not a checkpoint"):
+            checkpoint_dir.latest(root)
 
 
 def test_old_checkpoints_are_cleared(tmp_path: Path) -> None:

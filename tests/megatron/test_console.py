@@ -6,7 +6,8 @@ import pytest
 
 from bgkd_megatron.megatron.console import open_report, valid_line
 
-METRICS = {"loss": 1.5, "hard_loss": 2.0, "soft_loss": 1.0, "lr": 1e-3, "tokens_per_second": 10.0}
+METRICS = {"loss": 1.5, "hard_loss": 2.0, "soft_loss": 1.0, "lr": 1e-3}
+METRICS |= {"tokens": 5.0, "tokens_per_second": 10.0}
 EXPECTED = "loss 1.5000  hard 2.0000  soft 1.0000  lr 1.00e-03  10 tokens/s"
 
 
@@ -19,11 +20,13 @@ def test_report(
     report = open_report(steps=10, first_step=4)
     report.step(5, METRICS)
     report.message("saved [here]")
+    report.step(6, {"tokens": 0.0})
     report.close()
     shown = capsys.readouterr().out
     assert "saved [here]" in shown
+    assert "no target in this batch: no update" in shown
     if is_terminal:
-        assert "5/10" in shown
+        assert "6/10" in shown
     else:
         assert f"step 5/10  {EXPECTED}  left 0:00:00" in shown
 

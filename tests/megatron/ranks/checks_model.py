@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -12,7 +14,8 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from torch import Tensor
 from world import SEQ_LENGTH, VOCAB_EVEN, VOCAB_PADDED, layout, load, student_config
 
-from bgkd_megatron.megatron.model import build_model
+from bgkd_megatron.megatron.errors import ConfigError
+from bgkd_megatron.megatron.model import build_model, load_weights
 from bgkd_megatron.teacher.frozen import FrozenTeacher
 
 Check = Callable[[Path], None]
@@ -25,6 +28,8 @@ def checks(world_size: int) -> dict[str, Check]:
         "padding_is_zero": padding_is_zero,
         "teacher_is_frozen": teacher_is_frozen,
     }
+    if world_size == 1:
+        found["edited_architecture_is_refused"] = edited_architecture_is_refused
     if world_size > 1:
         found["sequence_parallel_teacher_states"] = sequence_parallel_teacher_states
     return found
@@ -49,6 +54,23 @@ def same_as_alone(workspace: Path, name: str, value: Tensor) -> None:
         torch.save(value.detach(), path)
     else:
         torch.testing.assert_close(value.detach(), torch.load(path), rtol=1e-4, atol=1e-5)
+
+
+def edited_architecture_is_refused(workspace: Path) -> None:
+    """Fewer tokens or tied embeddings fit the stored tensors: only the record beside them tells."""
+    root = workspace / "edited"
+    shutil.copytree(workspace / f"student_{VOCAB_PADDED}", root)
+    config = student_config(VOCAB_PADDED)
+    edits = {"vocab_size": 300, "tie_embeddings": True, "qk_layernorm": False}
+    with layout():
+        for field, value in edits.items():
+            edited = config.model_copy(update={field: value})
+            edited.write(root)
+            with pytest.raises(ConfigError, match=f"{field} is {value}, was"):
+                load_weights(build_model(edited), root)
+        longer = config.model_copy(update={"max_position_embeddings": 64, "rope_base": 1e6})
+        longer.write(root)
+        load_weights(build_model(longer), root)
 
 
 def fresh_weights_do_not_depend_on_the_layout(workspace: Path) -> None:

@@ -1,29 +1,23 @@
-"""Whole runs: independent of the layout, interrupted and continued, refused when not finite."""
+"""Whole runs: independent of the layout, interrupted and continued."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 import world
+from runs import last_checkpoint, records, train, weights
 from world import VOCAB_PADDED, layout, run_config
 
 from bgkd_megatron.megatron import checkpoint_dir, train_loop
 from bgkd_megatron.megatron.config import TrainConfig
-from bgkd_megatron.megatron.errors import RunError
 from bgkd_megatron.megatron.evaluation import evaluate_run
-from bgkd_megatron.megatron.model import build_model, load_weights
-from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.megatron.run_log import METRICS_FILE
 
 Check = Callable[[Path], None]
@@ -36,8 +30,8 @@ def checks(world_size: int) -> dict[str, Check]:
             "run_learns": run_learns,
             "resume_is_bitwise": resume_is_bitwise,
             "evaluation_of_a_checkpoint": evaluation_of_a_checkpoint,
-            "not_finite_is_an_error": not_finite_is_an_error,
             "bf16_run": bf16_run,
+            "finished_run_is_evaluated_again": finished_run_is_evaluated_again,
             "fresh_student_without_teacher": fresh_student_without_teacher,
             "hard_only_run_is_measured_against_the_teacher": hard_only_run,
         }
@@ -55,34 +49,8 @@ def checks(world_size: int) -> dict[str, Check]:
                 name="run_sp",
                 settings={"tensor_parallel": 2, "sequence_parallel": True},
             ),
-            "sigterm_then_resume_is_bitwise": sigterm_then_resume_is_bitwise,
         }
     return found
-
-
-def train(config: TrainConfig) -> None:
-    with layout(config.parallel.tensor_parallel, config.training.seed):
-        train_loop.train(config)
-
-
-def records(config: TrainConfig) -> list[dict[str, Any]]:
-    dist.barrier()  # rank 0 has written them
-    lines = (config.logging.dir / METRICS_FILE).read_text().splitlines()
-    timing = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in json.loads(x).items() if k not in timing} for x in lines]
-
-
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The student in `checkpoint`, on the current layout."""
-    model = build_model(ModelConfig.read(checkpoint))
-    load_weights(model, checkpoint)
-    return {name: p.detach() for name, p in model.named_parameters()}
-
-
-def last_checkpoint(config: TrainConfig) -> Path:
-    checkpoint = checkpoint_dir.latest(config.checkpoint.dir)
-    assert checkpoint is not None
-    return checkpoint
 
 
 def assert_same_run(actual: TrainConfig, expected: TrainConfig, start: Path) -> None:
@@ -118,7 +86,7 @@ def run_learns(workspace: Path) -> None:
     steps = [("train", step) for step in range(1, 5)]
     assert kinds == [("valid", 0), *steps, ("valid", 4)]
     assert lines[-1]["forward_kl"] < lines[0]["forward_kl"]
-    names = "loss hard_loss soft_loss soft_weight forward_kl reverse_kl student_entropy "
+    names = "loss hard_loss soft_loss soft_weight forward_kl student_entropy "
     names += "teacher_entropy agreement accuracy nll teacher_nll grad_norm lr"
     assert set(names.split()) <= lines[1].keys()
     saved = sorted(p.name for p in config.checkpoint.dir.iterdir())
@@ -167,37 +135,6 @@ def resume_on_another_layout(workspace: Path) -> None:
     assert_same_run(resumed, whole, workspace / f"student_{VOCAB_PADDED}")
 
 
-def sigterm_then_resume_is_bitwise(workspace: Path) -> None:
-    """The signal reaches one rank only, in the middle of step 3."""
-    settings = {"tensor_parallel": 2}
-    whole = run_config(workspace, "run_tp2", parallel=settings)  # ran before
-    config = run_config(workspace, "stopped", parallel=settings, checkpoint={"interval": 100})
-    with sigterm_in_step(3) if dist.get_rank() == 1 else nullcontext():
-        train(config)
-    assert last_checkpoint(config).name == "iter_0000003"
-    assert [r["step"] for r in records(config)] == [0, 1, 2, 3]
-    train(config)
-    assert records(config) == records(whole)
-
-
-@contextmanager
-def sigterm_in_step(step: int):
-    original = train_loop.microbatches
-
-    def interrupted(*arguments: Any):
-        batches_per_step = 4  # one data-parallel rank, micro_batch_size 1
-        for i, batch in enumerate(original(*arguments)):
-            if i == batches_per_step * (step - 1) + 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    train_loop.microbatches = interrupted
-    try:
-        yield
-    finally:
-        train_loop.microbatches = original
-
-
 def evaluation_of_a_checkpoint(workspace: Path) -> None:
     """A checkpoint is a model directory: evaluating it gives the run's last line."""
     run = run_config(workspace, REFERENCE)
@@ -208,13 +145,6 @@ def evaluation_of_a_checkpoint(workspace: Path) -> None:
         evaluate_run(config, output)
     expected = {k: v for k, v in records(run)[-1].items() if k not in ("kind", "step", "set")}
     assert json.loads(output.read_text()) == {"held out": expected}
-
-
-def not_finite_is_an_error(workspace: Path) -> None:
-    config = run_config(workspace, "explodes", optimizer={"lr": 1e30}, checkpoint={"interval": 1})
-    with pytest.raises(RunError, match=r"step 2: the (loss|gradient norm) is (nan|inf)"):
-        train(config)
-    assert last_checkpoint(config).name == "iter_0000001"
 
 
 def bf16_run(workspace: Path) -> None:
@@ -231,6 +161,20 @@ def bf16_run(workspace: Path) -> None:
     keep_half(resumed, whole)
     train(resumed)
     assert records(resumed) == lines
+
+
+def finished_run_is_evaluated_again(workspace: Path) -> None:
+    """It may have been stopped in its last evaluation, which comes after its last save."""
+    config = run_config(workspace, "finished")
+    train(config)
+    whole = records(config)
+    train(config)
+    assert records(config) == whole
+    # A run from the start in the same folder keeps the lines of the old one.
+    shutil.rmtree(config.checkpoint.dir)
+    train(config)
+    assert records(config) == whole
+    assert len((config.logging.dir / "metrics.1.jsonl").read_text().splitlines()) == len(whole)
 
 
 def fresh_student_without_teacher(workspace: Path) -> None:

@@ -26,6 +26,7 @@ def main(workspace: Path) -> None:
     cpu_compat.install()
     torch.set_num_threads(1)
     import checks_data
+    import checks_faults
     import checks_loss
     import checks_model
     import checks_run
@@ -35,7 +36,7 @@ def main(workspace: Path) -> None:
     if world_size == 1:
         world.create(workspace)
     results = {}
-    for module in (checks_data, checks_model, checks_loss, checks_run):
+    for module in (checks_data, checks_model, checks_loss, checks_run, checks_faults):
         for name, check in module.checks(world_size).items():
             results[name] = _run(check, workspace)
     if dist.get_rank() == 0:
