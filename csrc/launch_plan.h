@@ -32,4 +32,42 @@ inline CpuLaunchPlan plan_cpu_launch(int64_t num_tokens, int64_t num_columns, in
   return plan;
 }
 
+// ---- CUDA
+
+// Of the kernels; here because the plans need them.
+constexpr int kCudaThreads = 256;          // per block at most; always whole warps
+constexpr int kCudaBytesPerThread = 32;    // of each tensor between two looks at the running maxima
+constexpr int kCudaBlocksPerSm = 3;        // blocks of 256 threads that surely fit
+
+// How the rows are cut: a block of `threads` takes `columns_per_part` columns of one row.
+struct CudaPlan {
+  int threads;
+  int parts;  // of a row; more than one only when the rows alone do not fill the device
+  int64_t columns_per_part;
+};
+
+inline CudaPlan plan_cuda_launch(int64_t num_tokens, int64_t num_columns, int64_t element_size,
+                                 int num_sms) {
+  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t per_thread = kCudaBytesPerThread / element_size;
+  const int64_t warps = divide_up(divide_up(num_columns, per_thread), 32);
+  CudaPlan plan;
+  plan.threads = static_cast<int>(32 * std::clamp<int64_t>(warps, 1, kCudaThreads / 32));
+  // A part is at least two rounds of its block, so that reducing does not outweigh reading.
+  const int64_t round = plan.threads * per_thread;
+  const int64_t blocks = int64_t{num_sms} * kCudaBlocksPerSm * kCudaThreads / plan.threads;
+  const int64_t wanted = divide_up(blocks, std::max<int64_t>(1, num_tokens));
+  const int64_t possible = divide_up(num_columns, 2 * round);
+  const int64_t parts = std::clamp<int64_t>(std::min(wanted, possible), 1, 65535);
+  // Whole rounds: a part begins where a vector may begin.
+  plan.columns_per_part = std::max<int64_t>(1, divide_up(divide_up(num_columns, parts), round)) * round;
+  plan.parts = static_cast<int>(std::max<int64_t>(1, divide_up(num_columns, plan.columns_per_part)));
+  return plan;
+}
+
+// Floats of scratch memory that vocab_stats needs when it cuts rows into parts.
+inline int64_t stats_workspace_floats(const CudaPlan& plan, int64_t num_tokens, uint32_t features) {
+  return plan.parts == 1 ? 0 : plan.parts * num_rows(features) * num_tokens;
+}
+
 }  // namespace bgkd

@@ -22,6 +22,7 @@ struct LogitsShard {
   int64_t num_columns;  // columns that hold real tokens; those after them are padding and are never
                         // read
   int64_t vocab_start;  // token id of column 0
+  int64_t vocab_size;   // of all shards together
 };
 
 struct TokenLabels {
@@ -29,7 +30,7 @@ struct TokenLabels {
   int64_t ignore_index;
 
   // A token without a label to learn from: its logits are not read.
-  bool skipped(int64_t token) const { return ids != nullptr && ids[token] == ignore_index; }
+  BGKD_INLINE bool skipped(int64_t token) const { return ids != nullptr && ids[token] == ignore_index; }
 };
 
 struct StatsArgs {

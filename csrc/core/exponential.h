@@ -1,4 +1,4 @@
-// Base-2 exponential for x <= 0, as softmax needs it: one polynomial, the same on every executor.
+// Base-2 exponential for x <= 0, as softmax needs it: the processor's own, or a polynomial.
 #pragma once
 
 #include "portable.h"
@@ -7,8 +7,10 @@ namespace bgkd {
 
 constexpr float kSmallestExponent = -127.f;  // 2^x is flushed to 0 from here on
 
+// Makes an exponent finite: 0 * log2 0 must be 0.
 template <class F>
 BGKD_INLINE F clamp_exponent(F x) {
+  if constexpr (!Pack<F>::kChecked) return x;
   return Pack<F>::maximum(Pack<F>::broadcast(kSmallestExponent), x);
 }
 
@@ -18,20 +20,25 @@ BGKD_INLINE F clamp_exponent(F x) {
 template <class F>
 BGKD_INLINE F exp2_clamped(F x) {
   using P = Pack<F>;
-  const F n = P::round(x);
-  const F f = x - n;
-  F y = P::broadcast(0x1.41fbbcp-13f);
-  y = P::fma(y, f, P::broadcast(0x1.5f3e54p-10f));
-  y = P::fma(y, f, P::broadcast(0x1.3b2d4cp-7f));
-  y = P::fma(y, f, P::broadcast(0x1.c6aee8p-5f));
-  y = P::fma(y, f, P::broadcast(0x1.ebfbdcp-3f));
-  y = P::fma(y, f, P::broadcast(0x1.62e430p-1f));
-  y = P::fma(y, f, P::broadcast(1.f));
-  return P::scale_by_power_of_two(y, n);
+  if constexpr (P::kHasExp2) {
+    return P::exp2(x);
+  } else {
+    const F n = P::round(x);
+    const F f = x - n;
+    F y = P::broadcast(0x1.41fbbcp-13f);
+    y = P::fma(y, f, P::broadcast(0x1.5f3e54p-10f));
+    y = P::fma(y, f, P::broadcast(0x1.3b2d4cp-7f));
+    y = P::fma(y, f, P::broadcast(0x1.c6aee8p-5f));
+    y = P::fma(y, f, P::broadcast(0x1.ebfbdcp-3f));
+    y = P::fma(y, f, P::broadcast(0x1.62e430p-1f));
+    y = P::fma(y, f, P::broadcast(1.f));
+    return P::scale_by_power_of_two(y, n);
+  }
 }
 
 template <class F>
 BGKD_INLINE F exp2_nonpositive(F x) {
+  if constexpr (Pack<F>::kHasExp2) return exp2_clamped(x);
   return exp2_clamped(clamp_exponent(x));
 }
 

@@ -21,19 +21,19 @@ enum class GradientKind { kZero, kStudent, kLinear, kGeneral, kSoftened };
 
 // Coefficients of one row. log2 p = (t - max) log2e - log2_sum.
 struct RowGradient {
-  GradientKind kind = GradientKind::kZero;
-  float student_max = 0.f, student_log2_sum = 0.f;
-  float teacher_max = 0.f, teacher_log2_sum = 0.f;
-  float soft_student_log2_sum = 0.f, soft_teacher_log2_sum = 0.f;
-  float inv_temperature = 1.f;
-  float q = 0.f;        // times q_v
-  float q_log = 0.f;    // times q_v log2 q_v
-  float q_ratio = 0.f;  // times q_v log2(q_v / p_v)
-  float p = 0.f;        // times p_v
-  float soft_q = 0.f;   // the same of the softened distributions
-  float soft_q_ratio = 0.f;
-  float soft_p = 0.f;
-  float at_label = 0.f, at_argmax = 0.f;  // added at one column each
+  GradientKind kind;
+  float student_max, student_log2_sum;
+  float teacher_max, teacher_log2_sum;
+  float soft_student_log2_sum, soft_teacher_log2_sum;
+  float inv_temperature;
+  float q;        // times q_v
+  float q_log;    // times q_v log2 q_v
+  float q_ratio;  // times q_v log2(q_v / p_v)
+  float p;        // times p_v
+  float soft_q;   // the same of the softened distributions
+  float soft_q_ratio;
+  float soft_p;
+  float at_label, at_argmax;  // added at one column each
 };
 
 BGKD_INLINE float times_or_zero(float g, float x) { return g == 0.f ? 0.f : g * x; }
@@ -42,7 +42,7 @@ BGKD_INLINE float times_or_zero(float g, float x) { return g == 0.f ? 0.f : g * 
 // requested must be 0).
 BGKD_INLINE RowGradient row_gradient(const TokenStats& g, const TokenStats& up,
                                      const StatsParams& params) {
-  RowGradient r;
+  RowGradient r{};
   const bool has_teacher = (params.features & kTeacher) != 0;
   r.student_max = g[kStudentMax];
   r.student_log2_sum = g[kStudentSum] * kLog2E;

@@ -34,6 +34,11 @@ struct Pack;
 
 template <>
 struct Pack<float> {
+  // The processor has a 2^x of its own, `exp2`, for all x.
+  static constexpr bool kHasExp2 = false;
+  // 0 * inf is 0 where a term without weight is added. Without it the sum becomes NaN, and whoever
+  // runs the loop looks for that and runs it again with a checked pack.
+  static constexpr bool kChecked = true;
   static BGKD_INLINE float broadcast(float x) { return x; }
   // NaN in `x` is ignored here: it reaches every statistic through the exponential.
   static BGKD_INLINE float maximum(float x, float running) { return x > running ? x : running; }
@@ -56,6 +61,7 @@ struct Pack<float> {
 // seen in the sum of the weights.)
 template <class F>
 BGKD_INLINE F weighted(F w, F x) {
+  if constexpr (!Pack<F>::kChecked) return w * x;
   const F zero = Pack<F>::broadcast(0.f);
   return Pack<F>::where_greater(w, zero, w * x, zero);
 }

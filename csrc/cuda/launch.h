@@ -1,0 +1,24 @@
+// What the CUDA side offers: launchers on raw pointers of the device. None of them allocates,
+// synchronizes or reads device memory on the host, so that all can be captured into a CUDA graph.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../launch_plan.h"
+#include "../vocab_stats.h"
+
+namespace bgkd {
+
+// Partial statistics of this shard. workspace: stats_workspace_floats(plan, ...) floats, or null when
+// that is 0.
+cudaError_t launch_vocab_stats(const StatsArgs& args, const CudaPlan& plan, float* workspace,
+                               cudaStream_t stream);
+
+// Partial statistics of all shards, in rank order, to global ones.
+cudaError_t launch_merge_stats(const MergeArgs& args, cudaStream_t stream);
+
+// d loss / d student logits.
+cudaError_t launch_vocab_gradient(const GradientArgs& args, const CudaPlan& plan,
+                                  cudaStream_t stream);
+
+}  // namespace bgkd

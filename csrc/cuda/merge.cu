@@ -1,0 +1,55 @@
+// Merges partial statistics: those of the parts of a row to one partial statistic of the shard, and
+// those of all shards to global ones.
+
+#include "launch.h"
+#include "merge_parts.h"
+
+namespace bgkd {
+namespace {
+
+constexpr int kThreads = 128;
+
+int blocks_for(int64_t num_tokens) {
+  return static_cast<int>((num_tokens + kThreads - 1) / kThreads);
+}
+
+// One thread a token; partial: [num_parts, rows, num_tokens].
+template <bool kFinal>
+__global__ void __launch_bounds__(kThreads)
+    merge_kernel(const float* partial, int64_t num_parts, const TokenLabels labels,
+                 const StatsParams params, int64_t num_tokens, float* merged) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (token >= num_tokens) return;
+  if (kFinal && labels.skipped(token)) {
+    store_stats(TokenStats{}, merged, num_tokens, token, params.features);
+    return;
+  }
+  const int64_t part_size = num_rows(params.features) * num_tokens;
+  TokenStats sum = neutral_stats();
+  load_stats(sum, partial, num_tokens, token, params.features);
+  for (int64_t i = 1; i < num_parts; ++i) {
+    TokenStats part = neutral_stats();
+    load_stats(part, partial + i * part_size, num_tokens, token, params.features);
+    sum = merge(sum, part, params);
+  }
+  store_stats(kFinal ? finalize(sum, params) : sum, merged, num_tokens, token, params.features);
+}
+
+}  // namespace
+
+cudaError_t launch_merge_parts(const float* partial, int64_t num_parts, const StatsParams& params,
+                               int64_t num_tokens, float* merged, cudaStream_t stream) {
+  if (num_tokens == 0) return cudaSuccess;
+  merge_kernel<false><<<blocks_for(num_tokens), kThreads, 0, stream>>>(
+      partial, num_parts, TokenLabels{}, params, num_tokens, merged);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_merge_stats(const MergeArgs& args, cudaStream_t stream) {
+  if (args.num_tokens == 0) return cudaSuccess;
+  merge_kernel<true><<<blocks_for(args.num_tokens), kThreads, 0, stream>>>(
+      args.partial, args.num_shards, args.labels, args.params, args.num_tokens, args.global);
+  return cudaGetLastError();
+}
+
+}  // namespace bgkd
