@@ -35,9 +35,9 @@ inline CpuLaunchPlan plan_cpu_launch(int64_t num_tokens, int64_t num_columns, in
 // ---- CUDA
 
 // Of the kernels; here because the plans need them.
-constexpr int kCudaThreads = 256;          // per block at most; always whole warps
-constexpr int kCudaBytesPerThread = 32;    // of each tensor between two looks at the running maxima
-constexpr int kCudaBlocksPerSm = 3;        // blocks of 256 threads that surely fit
+constexpr int kCudaThreads = 256;        // per block at most; always whole warps
+constexpr int kCudaBytesPerThread = 32;  // of each tensor between two looks at the running maxima
+constexpr int kCudaBlocksPerSm = 3;      // blocks of 256 threads that surely fit
 
 // How the rows are cut: a block of `threads` takes `columns_per_part` columns of one row.
 struct CudaPlan {
@@ -60,8 +60,10 @@ inline CudaPlan plan_cuda_launch(int64_t num_tokens, int64_t num_columns, int64_
   const int64_t possible = divide_up(num_columns, 2 * round);
   const int64_t parts = std::clamp<int64_t>(std::min(wanted, possible), 1, 65535);
   // Whole rounds: a part begins where a vector may begin.
-  plan.columns_per_part = std::max<int64_t>(1, divide_up(divide_up(num_columns, parts), round)) * round;
-  plan.parts = static_cast<int>(std::max<int64_t>(1, divide_up(num_columns, plan.columns_per_part)));
+  plan.columns_per_part =
+      std::max<int64_t>(1, divide_up(divide_up(num_columns, parts), round)) * round;
+  plan.parts =
+      static_cast<int>(std::max<int64_t>(1, divide_up(num_columns, plan.columns_per_part)));
   return plan;
 }
 

@@ -30,7 +30,9 @@ struct TokenLabels {
   int64_t ignore_index;
 
   // A token without a label to learn from: its logits are not read.
-  BGKD_INLINE bool skipped(int64_t token) const { return ids != nullptr && ids[token] == ignore_index; }
+  BGKD_INLINE bool skipped(int64_t token) const {
+    return ids != nullptr && ids[token] == ignore_index;
+  }
 };
 
 struct StatsArgs {

@@ -190,10 +190,10 @@ BGKD_INLINE void settle(LaneStats<F, kFeatures>& s, F z_max, F t_max, float inv_
   const F lowest = P::broadcast(kLowest), zero = P::broadcast(0.f);
   const F log2e = P::broadcast(kLog2E);
   // Without a finite logit every sum is 0, and stays 0.
-  const F z_shift = P::where_greater(
-      z_max, lowest, P::fma(zero - z_max, log2e, s.student_reference), zero);
-  const F t_shift = P::where_greater(
-      t_max, lowest, P::fma(zero - t_max, log2e, s.teacher_reference), zero);
+  const F z_shift =
+      P::where_greater(z_max, lowest, P::fma(zero - z_max, log2e, s.student_reference), zero);
+  const F t_shift =
+      P::where_greater(t_max, lowest, P::fma(zero - t_max, log2e, s.teacher_reference), zero);
   rescale(s, z_shift, t_shift, inv_temperature, power_exponent);
 }
 

@@ -14,14 +14,18 @@ namespace {
 constexpr int kBlockVectors = 16;
 constexpr int64_t kBlock = kBlockVectors * kLanes;
 
+using VecBlock = Block<Vec, kBlockVectors>;
+
 template <class T>
-BGKD_INLINE void load_block(const T* logits, Vec (&block)[kBlockVectors]) {
-  for (int k = 0; k < kBlockVectors; k += 2) load_two(logits + k * kLanes, block[k], block[k + 1]);
+BGKD_INLINE void load_block(const T* logits, VecBlock& block) {
+  for (int k = 0; k < kBlockVectors; k += 2) {
+    load_two(logits + k * kLanes, block.column[k], block.column[k + 1]);
+  }
 }
 
 // The tail of a row: absent columns behind the last one.
 template <class T>
-BGKD_INLINE void load_tail(const T* logits, int64_t count, Vec (&block)[kBlockVectors]) {
+BGKD_INLINE void load_tail(const T* logits, int64_t count, VecBlock& block) {
   T padded[kBlock];
   std::copy_n(logits, count, padded);
   std::fill(padded + count, padded + kBlock, static_cast<T>(kAbsent));
@@ -51,34 +55,47 @@ int64_t locate_maximum(const T* logits, int64_t num_columns, float maximum,
   return first < num_columns ? first : 0;
 }
 
-template <uint32_t kFeatures>
-TokenStats merge_lanes(const LaneStats<Vec, kFeatures>& lanes, const StatsParams& params) {
-  constexpr int kFields = 13;
-  float field[kFields][kLanes];
-  const Vec* const values[kFields] = {
-      &lanes.student_max, &lanes.student_sum,      &lanes.student_h,        &lanes.teacher_max,
-      &lanes.teacher_sum, &lanes.teacher_h,        &lanes.forward,          &lanes.reverse,
-      &lanes.power,       &lanes.soft_student_sum, &lanes.soft_teacher_sum, &lanes.soft_forward,
-      &lanes.soft_reverse};
-  constexpr Stat kStats[kFields] = {kStudentMax, kStudentSum,     kStudentH,       kTeacherMax,
-                                    kTeacherSum, kTeacherH,       kForward,        kReverse,
-                                    kPower,      kSoftStudentSum, kSoftTeacherSum, kSoftForward,
-                                    kSoftReverse};
-  for (int f = 0; f < kFields; ++f) values[f]->store(field[f]);
-  TokenStats sum = neutral_stats();
-  for (int lane = 0; lane < kLanes; ++lane) {
-    TokenStats part = neutral_stats();
-    for (int f = 0; f < kFields; ++f) part[kStats[f]] = field[f][lane];
-    sum = merge(sum, part, params);
-  }
+float maximum_of_lanes(Vec x) {
+  float lane[kLanes];
+  x.store(lane);
+  return *std::max_element(lane, lane + kLanes);
+}
+
+float sum_of_lanes(Vec x) {
+  float lane[kLanes];
+  x.store(lane);
+  float sum = 0.f;
+  for (int i = 0; i < kLanes; ++i) sum += lane[i];
   return sum;
+}
+
+template <uint32_t kFeatures>
+TokenStats merge_lanes(LaneStats<Vec, kFeatures>& lanes, const StatsParams& params) {
+  TokenStats s = neutral_stats();
+  s[kStudentMax] = maximum_of_lanes(lanes.student_max);
+  s[kTeacherMax] = maximum_of_lanes(lanes.teacher_max);
+  settle(lanes, Vec(s[kStudentMax]), Vec(s[kTeacherMax]), params.inv_temperature,
+         params.power_exponent);
+  s[kStudentSum] = sum_of_lanes(lanes.student_sum);
+  s[kStudentH] = sum_of_lanes(lanes.student_h);
+  if constexpr ((kFeatures & kTeacher) == 0) return s;
+  s[kTeacherSum] = sum_of_lanes(lanes.teacher_sum);
+  s[kTeacherH] = sum_of_lanes(lanes.teacher_h);
+  s[kForward] = sum_of_lanes(lanes.forward);
+  s[kReverse] = sum_of_lanes(lanes.reverse);
+  s[kPower] = sum_of_lanes(lanes.power);
+  s[kSoftStudentSum] = sum_of_lanes(lanes.soft_student_sum);
+  s[kSoftTeacherSum] = sum_of_lanes(lanes.soft_teacher_sum);
+  s[kSoftForward] = sum_of_lanes(lanes.soft_forward);
+  s[kSoftReverse] = sum_of_lanes(lanes.soft_reverse);
+  return s;
 }
 
 template <class T, uint32_t kFeatures>
 TokenStats token_stats(const T* z, const T* t, int64_t num_columns, const StatsParams& params) {
   constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
   LaneStats<Vec, kFeatures> lanes;
-  Vec z_block[kBlockVectors], t_block[kBlockVectors];
+  VecBlock z_block, t_block;
   int64_t column = 0;
   float block = 0.f;
   for (; column + kBlock <= num_columns; column += kBlock, block += 1.f) {

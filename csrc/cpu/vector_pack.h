@@ -15,6 +15,8 @@ constexpr int kLanes = Vec::size();
 
 template <>
 struct Pack<Vec> {
+  static constexpr bool kHasExp2 = false;
+  static constexpr bool kChecked = true;
   static BGKD_INLINE Vec broadcast(float x) { return Vec(x); }
   static BGKD_INLINE Vec maximum(Vec x, Vec running) { return at::vec::clamp_min(running, x); }
   static BGKD_INLINE Vec fma(Vec a, Vec b, Vec c) { return at::vec::fmadd(a, b, c); }

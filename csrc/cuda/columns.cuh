@@ -1,4 +1,5 @@
-// Rows of logits in global memory: 16-byte loads where a row allows them, single elements elsewhere.
+// Rows of logits in global memory: 16-byte loads where a row allows them, single elements
+// elsewhere.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -33,9 +34,9 @@ __device__ __forceinline__ uint32_t bits_of(__half x) { return __half_as_ushort(
 // Two 16-bit numbers in one register, or one float.
 template <class T>
 struct Word {
-  using Type = std::conditional_t<
-      std::is_same_v<T, float>, float,
-      std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>>;
+  using Type =
+      std::conditional_t<std::is_same_v<T, float>, float,
+                         std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>>;
   static constexpr int kSize = sizeof(uint32_t) / sizeof(T);
 
   static __device__ __forceinline__ Type of_bits(uint32_t bits) {
@@ -75,7 +76,8 @@ struct Word {
   }
 };
 
-// Past L1: a row is read once. Not the read-only path (.nc): a gradient may overwrite what it reads.
+// Past L1: a row is read once. Not the read-only path (.nc): a gradient may overwrite what it
+// reads.
 __device__ __forceinline__ uint4 load_16_bytes(const void* address) {
   uint4 v;
   asm("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -1,5 +1,4 @@
 #include "gradient.cuh"
-
 #include "launch.h"
 
 namespace bgkd {

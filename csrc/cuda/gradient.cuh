@@ -1,5 +1,5 @@
-// The gradient kernel: one thread block reads one row of both shards, or one of several parts of it,
-// once and writes d loss / d student logits, over the student's logits if wanted.
+// The gradient kernel: one thread block reads one row of both shards, or one of several parts of
+// it, once and writes d loss / d student logits, over the student's logits if wanted.
 #pragma once
 
 #include "../core/gradient.h"
@@ -169,9 +169,9 @@ __global__ void __launch_bounds__(kCudaThreads)
   part.num_columns =
       static_cast<int>(max(min(grad_columns, logits.num_columns - begin), int64_t{0}));
   part.z = static_cast<const T*>(logits.student) + token * logits.student_stride + begin;
-  part.t = logits.teacher == nullptr ? nullptr
-                                     : static_cast<const T*>(logits.teacher) +
-                                           token * logits.teacher_stride + begin;
+  part.t = logits.teacher == nullptr
+               ? nullptr
+               : static_cast<const T*>(logits.teacher) + token * logits.teacher_stride + begin;
   part.dz = static_cast<T*>(args.grad) + token * args.grad_stride + begin;
   part.label = within_part(shared.label);
   part.argmax = within_part(shared.argmax);

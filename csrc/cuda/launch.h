@@ -9,8 +9,8 @@
 
 namespace bgkd {
 
-// Partial statistics of this shard. workspace: stats_workspace_floats(plan, ...) floats, or null when
-// that is 0.
+// Partial statistics of this shard. workspace: stats_workspace_floats(plan, ...) floats, or null
+// when that is 0.
 cudaError_t launch_vocab_stats(const StatsArgs& args, const CudaPlan& plan, float* workspace,
                                cudaStream_t stream);
 

@@ -175,9 +175,9 @@ __global__ void __launch_bounds__(kCudaThreads, kCudaBlocksPerSm)
   part.begin = blockIdx.y * columns_per_part;
   part.num_columns = min(columns_per_part, logits.num_columns - part.begin);
   part.z = static_cast<const T*>(logits.student) + token * logits.student_stride + part.begin;
-  part.t = kHasTeacher ? static_cast<const T*>(logits.teacher) + token * logits.teacher_stride +
-                             part.begin
-                       : nullptr;
+  part.t = kHasTeacher
+               ? static_cast<const T*>(logits.teacher) + token * logits.teacher_stride + part.begin
+               : nullptr;
   partial += blockIdx.y * num_rows(args.params.features) * args.num_tokens;
 
   // The same for all threads of the block, so none waits at a barrier below for one that has left.
@@ -249,9 +249,8 @@ __global__ void __launch_bounds__(kCudaThreads, kCudaBlocksPerSm)
                    lane.teacher_max_block.value);
   }
   __syncthreads();  // the sums and the argmax of all warps are there
-  store_by_thread(partial, args.num_tokens, token, args.params.features, [&](int stat) {
-    return final_value(stat, buffer, part, args, token);
-  });
+  store_by_thread(partial, args.num_tokens, token, args.params.features,
+                  [&](int stat) { return final_value(stat, buffer, part, args, token); });
 }
 
 }  // namespace bgkd

@@ -3,6 +3,6 @@
 namespace bgkd {
 
 template cudaError_t launch_vocab_stats_of<float>(const StatsArgs&, const CudaPlan&, float*,
-                                               cudaStream_t);
+                                                  cudaStream_t);
 
 }  // namespace bgkd

@@ -117,6 +117,7 @@ LogitsShard check_shard(const char* op, const Tensor& student, const OptionalTen
   shard.student_stride = student.stride(0);
   shard.num_columns = valid_columns(vocab_size, vocab_start, student.size(1));
   shard.vocab_start = vocab_start;
+  shard.vocab_size = vocab_size;
   TORCH_CHECK_VALUE(
       teacher.has_value() == ((features & kTeacher) != 0), op,
       ": teacher_logits and the TEACHER feature go together, got ",

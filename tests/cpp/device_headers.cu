@@ -9,8 +9,9 @@ using namespace bgkd;
 __global__ void statistics(const float* z, const float* t, float* partial, float* gradient,
                            StatsParams params) {
   LaneStats<float, kAllFeatures> lane;
-  const float z_block[2] = {z[0], z[1]}, t_block[2] = {t[0], t[1]};
+  const Block<float, 2> z_block{{z[0], z[1]}}, t_block{{t[0], t[1]}};
   update(lane, z_block, t_block, 0.f, params.inv_temperature, params.power_exponent);
+  settle(lane, lane.student_max, lane.teacher_max, params.inv_temperature, params.power_exponent);
   TokenStats part = neutral_stats();
   load_stats(part, partial, gridDim.x, blockIdx.x, params.features);
   part[kStudentMax] = lane.student_max;

@@ -27,14 +27,15 @@ TokenStats partial_stats(const Token& token, int begin, int end) {
   constexpr int kBlock = 8;
   LaneStats<float, kAllFeatures> lane;
   for (int start = begin; start < end; start += kBlock) {
-    float z[kBlock], t[kBlock];
+    Block<float, kBlock> z, t;
     for (int k = 0; k < kBlock; ++k) {
-      z[k] = start + k < end ? token.z[start + k] : kAbsent;
-      t[k] = start + k < end ? token.t[start + k] : kAbsent;
+      z.column[k] = start + k < end ? token.z[start + k] : kAbsent;
+      t.column[k] = start + k < end ? token.t[start + k] : kAbsent;
     }
     update(lane, z, t, static_cast<float>((start - begin) / kBlock), kParams.inv_temperature,
            kParams.power_exponent);
   }
+  settle(lane, lane.student_max, lane.teacher_max, kParams.inv_temperature, kParams.power_exponent);
   TokenStats s = neutral_stats();
   s[kStudentMax] = lane.student_max;
   s[kStudentSum] = lane.student_sum;
