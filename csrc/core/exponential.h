@@ -37,7 +37,7 @@ BGKD_INLINE F exp2_clamped(F x) {
 }
 
 template <class F>
-BGKD_INLINE F exp2_nonpositive(F x) {
+BGKD_INLINE F exp2_flushed(F x) {
   if constexpr (Pack<F>::kHasExp2) return exp2_clamped(x);
   return exp2_clamped(clamp_exponent(x));
 }

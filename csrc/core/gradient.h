@@ -1,13 +1,17 @@
 // Gradient with respect to one student logit, from the global statistics and the upstream gradients
 // of the statistics.
 //
-// With g_s = d loss / d statistic s (statistics.h), q = softmax(z), p = softmax(t):
-//   d loss / d z_v = q_v (g_L + g_F - g_y - g_a  -  g_H (log q_v + H)  +  g_R (log q_v - log p_v -
-//   R))  -  g_F p_v
-//                    + g_y 1[v = y] + g_a 1[v = a]
-//                    + the F and R terms at temperature T, divided by T
-// where L is the log-sum-exp, F and R forward and reverse KL, H the student's entropy, y the label,
-// a the teacher's argmax.
+// With q = softmax(z), p = softmax(t), and g_s = d loss / d statistic s (statistics.h):
+//
+//   d loss / d z_v =  q_v (g_L + g_F - g_y - g_a)
+//                   - q_v (log q_v + H) g_H
+//                   + q_v (log q_v - log p_v - R) g_R
+//                   - p_v g_F
+//                   + [v = y] g_y + [v = a] g_a
+//                   + the F and R terms at temperature T, divided by T
+//
+// L: log-sum-exp. F, R: forward and reverse KL. H: the student's entropy. y: the label. a: the
+// teacher's argmax.
 #pragma once
 
 #include "exponential.h"
@@ -91,28 +95,29 @@ BGKD_INLINE F element_gradient(const RowGradient& r, F z, F t) {
   using P = Pack<F>;
   const F log2e = P::broadcast(kLog2E);
   const F z_gap = z - P::broadcast(r.student_max);
-  const F q_log2 = clamp_exponent(P::fma(z_gap, log2e, P::broadcast(-r.student_log2_sum)));
-  const F q = exp2_clamped(q_log2);
-  F coefficient = P::broadcast(r.q);
-  if constexpr (kKind != GradientKind::kLinear) {
-    coefficient = P::fma(P::broadcast(r.q_log), q_log2, coefficient);
+  const F q_log2_unbounded = P::fma(z_gap, log2e, P::broadcast(-r.student_log2_sum));
+  if constexpr (kKind == GradientKind::kLinear) {
+    const F t_gap = t - P::broadcast(r.teacher_max);
+    const F p_log2 = P::fma(t_gap, log2e, P::broadcast(-r.teacher_log2_sum));
+    return P::fma(P::broadcast(r.p), exp2_flushed(p_log2),
+                  P::broadcast(r.q) * exp2_flushed(q_log2_unbounded));
   }
-  F gradient = q * coefficient;
+  const F q_log2 = clamp_exponent(q_log2_unbounded);
+  const F q = exp2_clamped(q_log2);
+  F gradient = q * P::fma(P::broadcast(r.q_log), q_log2, P::broadcast(r.q));
   if constexpr (kKind == GradientKind::kStudent) return gradient;
 
   const F t_gap = t - P::broadcast(r.teacher_max);
   const F p_log2 = finite_log(P::fma(t_gap, log2e, P::broadcast(-r.teacher_log2_sum)));
-  gradient = P::fma(P::broadcast(r.p), exp2_nonpositive(p_log2), gradient);
-  if constexpr (kKind == GradientKind::kLinear) return gradient;
-
+  gradient = P::fma(P::broadcast(r.p), exp2_flushed(p_log2), gradient);
   gradient = gradient + P::broadcast(r.q_ratio) * weighted(q, q_log2 - p_log2);
   if constexpr (kKind == GradientKind::kSoftened) {
     const F scale = log2e * P::broadcast(r.inv_temperature);
     const F soft_q_log2 = P::fma(z_gap, scale, P::broadcast(-r.soft_student_log2_sum));
     const F soft_p_log2 = finite_log(P::fma(t_gap, scale, P::broadcast(-r.soft_teacher_log2_sum)));
-    const F soft_q = exp2_nonpositive(soft_q_log2);
+    const F soft_q = exp2_flushed(soft_q_log2);
     gradient = P::fma(P::broadcast(r.soft_q), soft_q, gradient);
-    gradient = P::fma(P::broadcast(r.soft_p), exp2_nonpositive(soft_p_log2), gradient);
+    gradient = P::fma(P::broadcast(r.soft_p), exp2_flushed(soft_p_log2), gradient);
     gradient =
         gradient + P::broadcast(r.soft_q_ratio) * weighted(soft_q, soft_q_log2 - soft_p_log2);
   }

@@ -37,8 +37,8 @@ BGKD_INLINE TokenStats merge(const TokenStats& a, const TokenStats& b, const Sta
   s[kStudentMax] = a[kStudentMax] > b[kStudentMax] ? a[kStudentMax] : b[kStudentMax];
   const float za_shift = (a[kStudentMax] - s[kStudentMax]) * kLog2E;
   const float zb_shift = (b[kStudentMax] - s[kStudentMax]) * kLog2E;
-  const float za = exp2_nonpositive(za_shift);
-  const float zb = exp2_nonpositive(zb_shift);
+  const float za = exp2_flushed(za_shift);
+  const float zb = exp2_flushed(zb_shift);
   s[kStudentSum] = za * a[kStudentSum] + zb * b[kStudentSum];
   s[kStudentArgmax] =
       second_wins(a[kStudentMax], a[kStudentArgmax], b[kStudentMax], b[kStudentArgmax])
@@ -52,8 +52,8 @@ BGKD_INLINE TokenStats merge(const TokenStats& a, const TokenStats& b, const Sta
   s[kTeacherMax] = a[kTeacherMax] > b[kTeacherMax] ? a[kTeacherMax] : b[kTeacherMax];
   const float ta_shift = (a[kTeacherMax] - s[kTeacherMax]) * kLog2E;
   const float tb_shift = (b[kTeacherMax] - s[kTeacherMax]) * kLog2E;
-  const float ta = exp2_nonpositive(ta_shift);
-  const float tb = exp2_nonpositive(tb_shift);
+  const float ta = exp2_flushed(ta_shift);
+  const float tb = exp2_flushed(tb_shift);
   s[kTeacherSum] = ta * a[kTeacherSum] + tb * b[kTeacherSum];
   const bool b_wins =
       second_wins(a[kTeacherMax], a[kTeacherArgmax], b[kTeacherMax], b[kTeacherArgmax]);
@@ -70,14 +70,13 @@ BGKD_INLINE TokenStats merge(const TokenStats& a, const TokenStats& b, const Sta
                 rescaled_cross(b[kReverse], b[kStudentSum], zb, -b_gap);
   if (features & kPowerSum) {
     const float g = params.power_exponent;
-    s[kPower] =
-        exp2_nonpositive(g * ta_shift) * a[kPower] + exp2_nonpositive(g * tb_shift) * b[kPower];
+    s[kPower] = exp2_flushed(g * ta_shift) * a[kPower] + exp2_flushed(g * tb_shift) * b[kPower];
   }
   if (features & kSoftened) {
-    const float za_soft = exp2_nonpositive(za_shift * params.inv_temperature);
-    const float zb_soft = exp2_nonpositive(zb_shift * params.inv_temperature);
-    const float ta_soft = exp2_nonpositive(ta_shift * params.inv_temperature);
-    const float tb_soft = exp2_nonpositive(tb_shift * params.inv_temperature);
+    const float za_soft = exp2_flushed(za_shift * params.inv_temperature);
+    const float zb_soft = exp2_flushed(zb_shift * params.inv_temperature);
+    const float ta_soft = exp2_flushed(ta_shift * params.inv_temperature);
+    const float tb_soft = exp2_flushed(tb_shift * params.inv_temperature);
     s[kSoftStudentSum] = za_soft * a[kSoftStudentSum] + zb_soft * b[kSoftStudentSum];
     s[kSoftTeacherSum] = ta_soft * a[kSoftTeacherSum] + tb_soft * b[kSoftTeacherSum];
     s[kSoftForward] = rescaled_cross(a[kSoftForward], a[kSoftTeacherSum], ta_soft, a_gap) +

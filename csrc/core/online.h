@@ -66,13 +66,13 @@ template <class F, uint32_t kFeatures>
 BGKD_INLINE void rescale(LaneStats<F, kFeatures>& s, F z_shift, F t_shift, float inv_temperature,
                          float power_exponent) {
   using P = Pack<F>;
-  const F z_scale = exp2_nonpositive(z_shift);
+  const F z_scale = exp2_flushed(z_shift);
   // The plain sums come last, the others need their old values. Every log2 q drops by the shift.
   if constexpr (kFeatures & kStudentEntropy) {
     s.student_h = z_scale * P::fma(clamp_exponent(z_shift), s.student_sum, s.student_h);
   }
   if constexpr (kFeatures & kTeacher) {
-    const F t_scale = exp2_nonpositive(t_shift);
+    const F t_scale = exp2_flushed(t_shift);
     const F gap_shift = t_shift - z_shift;
     if constexpr (kFeatures & kTeacherEntropy) {
       s.teacher_h = t_scale * P::fma(clamp_exponent(t_shift), s.teacher_sum, s.teacher_h);
@@ -84,12 +84,12 @@ BGKD_INLINE void rescale(LaneStats<F, kFeatures>& s, F z_shift, F t_shift, float
       s.reverse = rescaled_cross(s.reverse, s.student_sum, z_scale, P::broadcast(0.f) - gap_shift);
     }
     if constexpr (kFeatures & kPowerSum) {
-      s.power = s.power * exp2_nonpositive(t_shift * P::broadcast(power_exponent));
+      s.power = s.power * exp2_flushed(t_shift * P::broadcast(power_exponent));
     }
     if constexpr (kFeatures & kSoftened) {
       const F inv_temp = P::broadcast(inv_temperature);
-      const F z_soft_scale = exp2_nonpositive(z_shift * inv_temp);
-      const F t_soft_scale = exp2_nonpositive(t_shift * inv_temp);
+      const F z_soft_scale = exp2_flushed(z_shift * inv_temp);
+      const F t_soft_scale = exp2_flushed(t_shift * inv_temp);
       s.soft_forward = rescaled_cross(s.soft_forward, s.soft_teacher_sum, t_soft_scale, gap_shift);
       s.soft_reverse = rescaled_cross(s.soft_reverse, s.soft_student_sum, z_soft_scale,
                                       P::broadcast(0.f) - gap_shift);
@@ -153,11 +153,11 @@ BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const Columns& z, const Colu
       if constexpr (kFeatures & kForwardKl) sum.forward = sum.forward + weighted(p, difference);
       if constexpr (kFeatures & kReverseKl) sum.reverse = sum.reverse - weighted(q, difference);
       if constexpr (kFeatures & kPowerSum) {
-        sum.power = sum.power + exp2_nonpositive(t_log2 * P::broadcast(power_exponent));
+        sum.power = sum.power + exp2_flushed(t_log2 * P::broadcast(power_exponent));
       }
       if constexpr (kFeatures & kSoftened) {
-        const F q_soft = exp2_nonpositive(z_log2 * inv_temp);
-        const F p_soft = exp2_nonpositive(t_log2 * inv_temp);
+        const F q_soft = exp2_flushed(z_log2 * inv_temp);
+        const F p_soft = exp2_flushed(t_log2 * inv_temp);
         sum.soft_student_sum = sum.soft_student_sum + q_soft;
         sum.soft_teacher_sum = sum.soft_teacher_sum + p_soft;
         sum.soft_forward = sum.soft_forward + weighted(p_soft, difference);

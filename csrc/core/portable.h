@@ -55,6 +55,8 @@ struct Pack<float> {
     return x * scale;
   }
   static BGKD_INLINE float round(float x) { return std::nearbyint(x); }
+  static BGKD_INLINE float log2(float x) { return std::log2(x); }
+  static BGKD_INLINE float divide(float a, float b) { return a / b; }
 };
 
 // w * x with 0 * inf = 0: the convention of every expectation here. (A NaN weight gives 0; it is

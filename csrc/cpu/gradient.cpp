@@ -4,39 +4,14 @@
 #include "../core/gradient.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../vocab_stats.h"
-#include "vector_pack.h"
+#include "gradient_row.h"
 
 namespace bgkd {
 // Internal linkage: the builds of this file share every name but the one at its end.
 namespace {
-
-template <class T, GradientKind kKind>
-void gradient_row(const RowGradient& r, const T* z, const T* t, T* dz, int64_t num_columns) {
-  constexpr int64_t kStep = 2 * kLanes;
-  constexpr bool kReadsTeacher = kKind != GradientKind::kStudent;
-  const auto step = [&](const T* z_in, const T* t_in, T* out) {
-    Vec z0, z1, t0, t1;
-    load_two(z_in, z0, z1);
-    if constexpr (kReadsTeacher) load_two(t_in, t0, t1);
-    store_two(out, element_gradient<kKind>(r, z0, t0), element_gradient<kKind>(r, z1, t1));
-  };
-  int64_t column = 0;
-  for (; column + kStep <= num_columns; column += kStep) step(z + column, t + column, dz + column);
-  if (column < num_columns) {
-    const int64_t count = num_columns - column;
-    T z_tail[kStep], t_tail[kStep], dz_tail[kStep];
-    std::copy_n(z + column, count, z_tail);
-    std::fill(z_tail + count, z_tail + kStep, static_cast<T>(kAbsent));
-    if constexpr (kReadsTeacher) {
-      std::copy_n(t + column, count, t_tail);
-      std::fill(t_tail + count, t_tail + kStep, static_cast<T>(kAbsent));
-    }
-    step(z_tail, t_tail, dz_tail);
-    std::copy_n(dz_tail, count, dz + column);
-  }
-}
 
 // Gradients at up to two columns, with the terms that act there alone. They are computed before the
 // row is overwritten, in float32, so that a 16-bit gradient is rounded once.
@@ -120,18 +95,25 @@ void gradient_of_dtype(const GradientArgs& args, int64_t begin, int64_t end) {
     if (t != nullptr) add_special(static_cast<int64_t>(global[kTeacherArgmax]), r.at_argmax);
     special.compute(r, z, t);
 
+    const auto write = [&]<GradientKind kKind>(std::integral_constant<GradientKind, kKind>) {
+      write_gradient<kKind != GradientKind::kStudent>(z, t, dz, num_columns, [&](Vec zv, Vec tv) {
+        return element_gradient<kKind>(r, zv, tv);
+      });
+    };
     switch (r.kind) {
+      case GradientKind::kZero:
+        break;  // written above
       case GradientKind::kStudent:
-        gradient_row<T, GradientKind::kStudent>(r, z, t, dz, num_columns);
+        write(std::integral_constant<GradientKind, GradientKind::kStudent>{});
         break;
       case GradientKind::kLinear:
-        gradient_row<T, GradientKind::kLinear>(r, z, t, dz, num_columns);
+        write(std::integral_constant<GradientKind, GradientKind::kLinear>{});
         break;
       case GradientKind::kGeneral:
-        gradient_row<T, GradientKind::kGeneral>(r, z, t, dz, num_columns);
+        write(std::integral_constant<GradientKind, GradientKind::kGeneral>{});
         break;
-      default:
-        gradient_row<T, GradientKind::kSoftened>(r, z, t, dz, num_columns);
+      case GradientKind::kSoftened:
+        write(std::integral_constant<GradientKind, GradientKind::kSoftened>{});
         break;
     }
     special.write(dz);

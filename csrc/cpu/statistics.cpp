@@ -27,8 +27,7 @@ BGKD_INLINE void load_block(const T* logits, VecBlock& block) {
 template <class T>
 BGKD_INLINE void load_tail(const T* logits, int64_t count, VecBlock& block) {
   T padded[kBlock];
-  std::copy_n(logits, count, padded);
-  std::fill(padded + count, padded + kBlock, static_cast<T>(kAbsent));
+  copy_tail(logits, count, padded);
   load_block(padded, block);
 }
 
@@ -59,14 +58,6 @@ float maximum_of_lanes(Vec x) {
   float lane[kLanes];
   x.store(lane);
   return *std::max_element(lane, lane + kLanes);
-}
-
-float sum_of_lanes(Vec x) {
-  float lane[kLanes];
-  x.store(lane);
-  float sum = 0.f;
-  for (int i = 0; i < kLanes; ++i) sum += lane[i];
-  return sum;
 }
 
 template <uint32_t kFeatures>

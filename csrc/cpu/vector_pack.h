@@ -6,6 +6,10 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
+#include <algorithm>
+#include <tuple>
+#include <type_traits>
+
 #include "../core/portable.h"
 
 namespace bgkd {
@@ -39,6 +43,8 @@ struct Pack<Vec> {
 #endif
   }
   static BGKD_INLINE Vec round(Vec x) { return x.round(); }
+  static BGKD_INLINE Vec log2(Vec x) { return x.log2(); }
+  static BGKD_INLINE Vec divide(Vec a, Vec b) { return a / b; }
 };
 
 // `Two` registers of float32 from 2 * kLanes logits.
@@ -61,6 +67,22 @@ BGKD_INLINE void store_two(T* logits, Vec first, Vec second) {
   } else {
     at::vec::convert_from_float<T>(first, second).store(logits);
   }
+}
+
+// In the order of the lanes.
+BGKD_INLINE float sum_of_lanes(Vec x) {
+  float lane[kLanes];
+  x.store(lane);
+  float sum = 0.f;
+  for (int i = 0; i < kLanes; ++i) sum += lane[i];
+  return sum;
+}
+
+// The last `count` columns of a row, and absent ones up to kSize.
+template <class T, size_t kSize>
+BGKD_INLINE void copy_tail(const T* logits, int64_t count, T (&padded)[kSize]) {
+  std::copy_n(logits, count, padded);
+  std::fill(padded + count, padded + kSize, static_cast<T>(kAbsent));
 }
 
 }  // namespace bgkd

@@ -50,6 +50,10 @@ struct Pack<Lane<kChecked_>> {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x.value));
     return {y};
   }
+  // 2^-22 for arguments near 1, elsewhere a relative 2^-22 (PTX ISA, "lg2").
+  static __device__ __forceinline__ F log2(F x) { return {__log2f(x.value)}; }
+  // 2 ulp for divisors below 2^126 (CUDA C++ Programming Guide, "Intrinsic Functions").
+  static __device__ __forceinline__ F divide(F a, F b) { return {__fdividef(a.value, b.value)}; }
 };
 
 }  // namespace bgkd

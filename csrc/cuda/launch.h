@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "../launch_plan.h"
+#include "../vocab_fdiv.h"
 #include "../vocab_stats.h"
 
 namespace bgkd {
@@ -20,5 +21,14 @@ cudaError_t launch_merge_stats(const MergeArgs& args, cudaStream_t stream);
 // d loss / d student logits.
 cudaError_t launch_vocab_gradient(const GradientArgs& args, const CudaPlan& plan,
                                   cudaStream_t stream);
+
+// Sums of a divergence over this shard. workspace: plan.parts * kNumFdivSums * num_tokens floats,
+// or null when there is one part.
+cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float* workspace,
+                              cudaStream_t stream);
+
+// Its gradient.
+cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaPlan& plan,
+                                       cudaStream_t stream);
 
 }  // namespace bgkd

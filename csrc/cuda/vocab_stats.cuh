@@ -2,85 +2,20 @@
 // it, once.
 #pragma once
 
-#include "../launch_plan.h"
 #include "../vocab_stats.h"
-#include "columns.cuh"
 #include "reduce.cuh"
+#include "row_sweep.cuh"
 
 namespace bgkd {
 
-constexpr int kStatsVectors = kCudaBytesPerThread / 16;
-
-// Columns that one thread takes at once, and their place in the row.
-template <class T>
-constexpr int kStatsColumns = kStatsVectors * kVectorSize<T>;
-
-// Column k of this thread's block number `block`, counted from the start of the part.
-template <class T>
-__device__ __forceinline__ int64_t column_of(int block, int k) {
-  const int vector = k / kVectorSize<T>;
-  return (static_cast<int64_t>(block) * kStatsVectors + vector) * blockDim.x * kVectorSize<T> +
-         threadIdx.x * kVectorSize<T> + k % kVectorSize<T>;
-}
-
-// Folds blocks [first, last) of this thread into `lane`, as the end of a row or a row that is not
-// aligned needs it.
-template <class T, class F, uint32_t kFeatures>
-__device__ __forceinline__ void fold_ragged(LaneStats<F, kFeatures>& lane, const T* z, const T* t,
-                                            int64_t num_columns, int first, int last,
-                                            const StatsParams& params) {
-  const int stride = blockDim.x * kVectorSize<T>;
-  for (int block = first; block < last; ++block) {
-    const int64_t column = column_of<T>(block, 0);
-    PackedBlock<T, F, kStatsVectors> z_block, t_block;
-    z_block.load_ragged(z + column, stride, z + num_columns, is_16_byte_aligned(z));
-    if constexpr (kFeatures & kTeacher) {
-      t_block.load_ragged(t + column, stride, t + num_columns, is_16_byte_aligned(t));
-    }
-    update(lane, z_block, t_block, static_cast<float>(block), params.inv_temperature,
-           params.power_exponent);
-  }
-}
-
-// Folds blocks [0, last), all of them within the row and aligned.
-template <class T, class F, uint32_t kFeatures>
-__device__ __forceinline__ void fold_aligned(LaneStats<F, kFeatures>& lane, const T* z, const T* t,
-                                             int last, const StatsParams& params) {
-  constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
-  const int stride = blockDim.x * kVectorSize<T>;
-  const int step = stride * kStatsVectors;
-  z += threadIdx.x * kVectorSize<T>;
-  t += threadIdx.x * kVectorSize<T>;
-  PackedBlock<T, F, kStatsVectors> z_block, t_block, z_next, t_next;
-  if (last > 0) {
-    z_next.load(z, stride);
-    if constexpr (kHasTeacher) t_next.load(t, stride);
-  }
-  for (int block = 0; block < last; ++block) {
-    z_block = z_next;
-    if constexpr (kHasTeacher) t_block = t_next;
-    // The next block is under way while this one is computed.
-    if (block + 1 < last) {
-      z += step;
-      z_next.load(z, stride);
-      if constexpr (kHasTeacher) {
-        t += step;
-        t_next.load(t, stride);
-      }
-    }
-    update(lane, z_block, t_block, static_cast<float>(block), params.inv_temperature,
-           params.power_exponent);
-  }
-}
-
 // First column of this thread whose logit is `maximum`, which stands in its block `block`.
 template <class T>
-__device__ __forceinline__ uint32_t locate(const T* row, int64_t num_columns, float maximum,
+__device__ __forceinline__ uint32_t locate(const T* row, int num_columns, float maximum,
                                            int block) {
   uint32_t found = 0;
 #pragma unroll
-  for (int k = kStatsColumns<T> - 1; k >= 0; --k) {
-    const int64_t column = column_of<T>(block, k);
+  for (int k = kBlockColumns<T> - 1; k >= 0; --k) {
+    const int column = column_of<T>(block, k);
     if (column < num_columns && to_float(row[column]) == maximum) {
       found = static_cast<uint32_t>(column);
     }
@@ -91,7 +26,7 @@ __device__ __forceinline__ uint32_t locate(const T* row, int64_t num_columns, fl
 // Publishes the lowest column of the warp at which the block's maximum stands.
 template <class T>
 __device__ __forceinline__ void publish_argmax(uint32_t (&argmax)[kMaxWarps], const T* row,
-                                               int64_t num_columns, float lane_maximum,
+                                               int num_columns, float lane_maximum,
                                                float block_maximum, float block) {
   uint32_t column = 0xffffffffu;
   if (lane_maximum == block_maximum && block_maximum > kLowest) {
@@ -108,15 +43,6 @@ __device__ __forceinline__ int64_t argmax_over_warps(const uint32_t (&argmax)[kM
   for (int warp = 1; warp < num_warps(); ++warp) column = min(column, argmax[warp]);
   return column == 0xffffffffu ? 0 : column;
 }
-
-// One part of a row: columns [begin, begin + num_columns) of the shard.
-template <class T>
-struct RowPart {
-  const T* z;
-  const T* t;
-  int64_t begin;
-  int64_t num_columns;
-};
 
 // Statistic `stat` of the part, from what the warps have published. For one thread.
 template <class T>
@@ -170,18 +96,11 @@ __global__ void __launch_bounds__(kCudaThreads, kCudaBlocksPerSm)
     vocab_stats_kernel(const StatsArgs args, float* partial, int64_t columns_per_part) {
   constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
   const int64_t token = blockIdx.x;
-  const LogitsShard& logits = args.logits;
-  RowPart<T> part;
-  part.begin = blockIdx.y * columns_per_part;
-  part.num_columns = min(columns_per_part, logits.num_columns - part.begin);
-  part.z = static_cast<const T*>(logits.student) + token * logits.student_stride + part.begin;
-  part.t = kHasTeacher
-               ? static_cast<const T*>(logits.teacher) + token * logits.teacher_stride + part.begin
-               : nullptr;
+  const RowPart<T> part = row_part<T>(args.logits, token, columns_per_part);
   partial += blockIdx.y * num_rows(args.params.features) * args.num_tokens;
 
   // The same for all threads of the block, so none waits at a barrier below for one that has left.
-  if (part.num_columns <= 0 || args.labels.skipped(token)) {
+  if (part.num_columns == 0 || args.labels.skipped(token)) {
     const TokenStats neutral = neutral_stats();
     store_by_thread(partial, args.num_tokens, token, args.params.features, [&](int stat) {
       return stat == kStudentMax || stat == kTeacherMax         ? kLowest
@@ -192,14 +111,14 @@ __global__ void __launch_bounds__(kCudaThreads, kCudaBlocksPerSm)
   }
 
   // ---- every thread its columns
-  const int64_t columns_per_block = static_cast<int64_t>(blockDim.x) * kStatsColumns<T>;
-  const bool is_aligned =
-      is_16_byte_aligned(part.z) && (!kHasTeacher || is_16_byte_aligned(part.t));
-  const int num_blocks = (part.num_columns + columns_per_block - 1) / columns_per_block;
-  const int aligned_blocks = is_aligned ? part.num_columns / columns_per_block : 0;
+  const auto fold_into = [&](auto& lanes) {
+    return [&](const auto& z, const auto& t, int block, auto) {
+      update(lanes, z, t, static_cast<float>(block), args.params.inv_temperature,
+             args.params.power_exponent);
+    };
+  };
   LaneStats<Lane<false>, kFeatures> lane;
-  fold_aligned(lane, part.z, part.t, aligned_blocks, args.params);
-  fold_ragged(lane, part.z, part.t, part.num_columns, aligned_blocks, num_blocks, args.params);
+  sweep<T, Lane<false>, kHasTeacher>(part, is_aligned(part), fold_into(lane));
 
   // ---- the maxima, and whether a term 0 * inf has spoilt a sum
   __shared__ ReductionBuffer buffer;
@@ -231,7 +150,7 @@ __global__ void __launch_bounds__(kCudaThreads, kCudaBlocksPerSm)
   TokenStats s;
   if (again) {  // logits of -inf: read the row once more and leave out terms without weight
     LaneStats<Lane<true>, kFeatures> checked;
-    fold_ragged(checked, part.z, part.t, part.num_columns, 0, num_blocks, args.params);
+    sweep_ragged<T, Lane<true>, kHasTeacher>(part, 0, num_blocks(part), fold_into(checked));
     s = sums(checked);
   } else {
     s = sums(lane);

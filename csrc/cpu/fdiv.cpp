@@ -1,0 +1,131 @@
+// CPU executor of the second sweep. Compiled once per instruction set, with CPU_CAPABILITY set by
+// the build.
+
+#include "../core/fdiv.h"
+
+#include "../vocab_fdiv.h"
+#include "gradient_row.h"
+
+namespace bgkd {
+// Internal linkage: the builds of this file share every name but those at its end.
+namespace {
+
+// Registers that are summed before they go into the sum of the row: its error grows with the
+// length.
+constexpr int kBlockVectors = 16;
+
+FdivRow row_of(const float* global, uint32_t features, int64_t num_tokens, int64_t token,
+               float lambda) {
+  TokenStats s{};
+  load_stats(s, global, num_tokens, token, features);
+  return fdiv_row(s, lambda);
+}
+
+template <class T>
+const T* row_pointer(const void* logits, int64_t stride, int64_t token) {
+  return static_cast<const T*>(logits) + token * stride;
+}
+
+template <FDivergence kKind, class T>
+void sum_row(float (&sums)[kNumFdivSums], const FdivRow& row, const T* z, const T* t,
+             int64_t num_columns) {
+  constexpr int64_t kStep = 2 * kLanes;
+  Vec value(0.f), slope(0.f), block_value(0.f), block_slope(0.f);
+  const auto add = [&](const T* z_in, const T* t_in) {
+    Vec z0, z1, t0, t1;
+    load_two(z_in, z0, z1);
+    load_two(t_in, t0, t1);
+    fdiv_add<kKind>(block_value, block_slope, row, z0, t0);
+    fdiv_add<kKind>(block_value, block_slope, row, z1, t1);
+  };
+  const auto close_block = [&] {
+    value = value + block_value;
+    slope = slope + block_slope;
+    block_value = block_slope = Vec(0.f);
+  };
+  int64_t column = 0;
+  for (int vectors = 2; column + kStep <= num_columns; column += kStep, vectors += 2) {
+    add(z + column, t + column);
+    if (vectors % kBlockVectors == 0) close_block();
+  }
+  if (column < num_columns) {
+    T z_tail[kStep], t_tail[kStep];
+    copy_tail(z + column, num_columns - column, z_tail);
+    copy_tail(t + column, num_columns - column, t_tail);
+    add(z_tail, t_tail);
+  }
+  close_block();
+  sums[kFdivValue] = fdiv_unit(kKind) * sum_of_lanes(value);
+  sums[kFdivSlope] = fdiv_unit(kKind) * sum_of_lanes(slope);
+}
+
+template <class T, FDivergence kKind>
+void sums_of_tokens(const FdivArgs& args, int64_t begin, int64_t end) {
+  const LogitsShard& logits = args.logits;
+  for (int64_t i = begin; i < end; ++i) {
+    float sums[kNumFdivSums] = {};
+    if (!args.labels.skipped(i)) {
+      sum_row<kKind>(sums, row_of(args.global, args.features, args.num_tokens, i, args.lambda),
+                     row_pointer<T>(logits.student, logits.student_stride, i),
+                     row_pointer<T>(logits.teacher, logits.teacher_stride, i), logits.num_columns);
+    }
+    for (int s = 0; s < kNumFdivSums; ++s) args.sums[s * args.num_tokens + i] = sums[s];
+  }
+}
+
+template <class T, FDivergence kKind>
+void gradient_of_tokens(const FdivGradientArgs& args, int64_t begin, int64_t end) {
+  constexpr float kUnit = fdiv_unit(kKind);
+  const LogitsShard& logits = args.logits;
+  for (int64_t i = begin; i < end; ++i) {
+    T* dz = static_cast<T*>(args.grad) + i * args.grad_stride;
+    const float upstream = args.upstream[i];
+    int64_t written = 0;
+    if (upstream != 0.f && !args.labels.skipped(i)) {
+      const FdivRow row = row_of(args.global, args.features, args.num_tokens, i, args.lambda);
+      const float slope_sum = args.sums[kFdivSlope * args.num_tokens + i] / kUnit;
+      write_gradient<true>(row_pointer<T>(logits.student, logits.student_stride, i),
+                           row_pointer<T>(logits.teacher, logits.teacher_stride, i), dz,
+                           logits.num_columns, [&](Vec z, Vec t) {
+                             return fdiv_gradient<kKind>(row, kUnit * upstream, slope_sum, z, t);
+                           });
+      written = logits.num_columns;
+    }
+    std::fill(dz + written, dz + args.grad_columns, static_cast<T>(0.f));
+  }
+}
+
+// body(T{}, FdivKind<...>{}) for the dtype and the divergence.
+template <class Body>
+void dispatch(DType dtype, FDivergence divergence, const Body& body) {
+  const auto of_dtype = [&](auto element) {
+    with_divergence(divergence, [&](auto kind) { body(element, kind); });
+  };
+  switch (dtype) {
+    case DType::kFloat32:
+      return of_dtype(float{});
+    case DType::kBFloat16:
+      return of_dtype(c10::BFloat16{});
+    case DType::kFloat16:
+      return of_dtype(c10::Half{});
+  }
+}
+
+}  // namespace
+
+namespace CPU_CAPABILITY {
+
+void compute_fdiv(const FdivArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+    sums_of_tokens<T, kKind>(args, begin, end);
+  });
+}
+
+void compute_fdiv_gradient(const FdivGradientArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+    gradient_of_tokens<T, kKind>(args, begin, end);
+  });
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace bgkd

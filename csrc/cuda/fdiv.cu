@@ -1,0 +1,68 @@
+#include "fdiv.cuh"
+#include "launch.h"
+
+namespace bgkd {
+namespace {
+
+constexpr int kThreads = 128;
+
+// Adds the parts of the rows, in their order.
+__global__ void __launch_bounds__(kThreads)
+    add_parts_kernel(const float* partial, int64_t num_parts, int64_t count, float* sums) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= count) return;
+  float sum = partial[i];
+  for (int64_t part = 1; part < num_parts; ++part) sum += partial[part * count + i];
+  sums[i] = sum;
+}
+
+// body(T{}, FdivKind<...>{}) for the dtype and the divergence.
+template <class Body>
+void dispatch(DType dtype, FDivergence divergence, const Body& body) {
+  const auto of_dtype = [&](auto element) {
+    with_divergence(divergence, [&](auto kind) { body(element, kind); });
+  };
+  switch (dtype) {
+    case DType::kFloat32:
+      return of_dtype(float{});
+    case DType::kBFloat16:
+      return of_dtype(__nv_bfloat16{});
+    case DType::kFloat16:
+      return of_dtype(__half{});
+  }
+}
+
+dim3 grid_of(int64_t num_tokens, const CudaPlan& plan) {
+  return dim3(static_cast<unsigned>(num_tokens), static_cast<unsigned>(plan.parts));
+}
+
+}  // namespace
+
+cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float* workspace,
+                              cudaStream_t stream) {
+  if (args.num_tokens == 0) return cudaSuccess;
+  float* partial = plan.parts == 1 ? args.sums : workspace;
+  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+    fdiv_kernel<T, kKind><<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(
+        args, partial, plan.columns_per_part);
+  });
+  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || plan.parts == 1) {
+    return error;
+  }
+  const int64_t count = kNumFdivSums * args.num_tokens;
+  add_parts_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
+                     stream>>>(workspace, plan.parts, count, args.sums);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaPlan& plan,
+                                       cudaStream_t stream) {
+  if (args.num_tokens == 0 || args.grad_columns == 0) return cudaSuccess;
+  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+    fdiv_gradient_kernel<T, kKind>
+        <<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(args, plan.columns_per_part);
+  });
+  return cudaGetLastError();
+}
+
+}  // namespace bgkd

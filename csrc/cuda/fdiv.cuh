@@ -1,0 +1,71 @@
+// The two kernels of the second sweep: sums of a divergence, and its gradient.
+#pragma once
+
+#include "../vocab_fdiv.h"
+#include "gradient_row.cuh"
+#include "reduce.cuh"
+
+namespace bgkd {
+
+__device__ __forceinline__ FdivRow load_fdiv_row(const float* global, uint32_t features,
+                                                 int64_t num_tokens, int64_t token, float lambda) {
+  TokenStats s{};
+  load_stats(s, global, num_tokens, token, features);
+  return fdiv_row(s, lambda);
+}
+
+// Grid: (num_tokens, parts). sums: [parts, kNumFdivSums, num_tokens].
+template <class T, FDivergence kKind>
+__global__ void __launch_bounds__(kCudaThreads)
+    fdiv_kernel(const FdivArgs args, float* sums, int64_t columns_per_part) {
+  using F = Lane<true>;
+  __shared__ float warp_sums[kNumFdivSums][kMaxWarps];
+  const int64_t token = blockIdx.x;
+  const RowPart<T> part = row_part<T>(args.logits, token, columns_per_part);
+  F value{0.f}, slope{0.f};
+  // The same for all threads; a token that is skipped has no columns, its sums are 0.
+  if (!args.labels.skipped(token)) {
+    const FdivRow row =
+        load_fdiv_row(args.global, args.features, args.num_tokens, token, args.lambda);
+    sweep<T, F, true>(part, is_aligned(part), [&](const auto& z, const auto& t, int, auto) {
+      F block_value{0.f}, block_slope{0.f};  // short sums first: their error grows with the length
+#pragma unroll
+      for (int k = 0; k < kBlockColumns<T>; ++k) {
+        fdiv_add<kKind>(block_value, block_slope, row, z[k], t[k]);
+      }
+      value = value + block_value;
+      slope = slope + block_slope;
+    });
+  }
+  const float warp_value = warp_sum(value.value), warp_slope = warp_sum(slope.value);
+  if (is_first_of_warp()) {
+    warp_sums[kFdivValue][warp_of_thread()] = warp_value;
+    warp_sums[kFdivSlope][warp_of_thread()] = warp_slope;
+  }
+  __syncthreads();  // the sums of all warps are there
+  if (threadIdx.x < kNumFdivSums) {
+    const float sum = fdiv_unit(kKind) * sum_over_warps(warp_sums[threadIdx.x]);
+    sums[(blockIdx.y * kNumFdivSums + threadIdx.x) * args.num_tokens + token] = sum;
+  }
+}
+
+// Grid: (num_tokens, parts).
+template <class T, FDivergence kKind>
+__global__ void __launch_bounds__(kCudaThreads)
+    fdiv_gradient_kernel(const FdivGradientArgs args, int64_t columns_per_part) {
+  const int64_t token = blockIdx.x;
+  const GradientPart<T> part = gradient_part<T>(args.logits, args.grad, args.grad_stride,
+                                                args.grad_columns, token, columns_per_part);
+  const float upstream = args.upstream[token];
+  if (upstream == 0.f || args.labels.skipped(token)) return write_zeros(part, 0);
+  using F = Lane<true>;
+  constexpr float kUnit = fdiv_unit(kKind);
+  const FdivRow row =
+      load_fdiv_row(args.global, args.features, args.num_tokens, token, args.lambda);
+  const float slope_sum = args.sums[kFdivSlope * args.num_tokens + token] / kUnit;
+  write_gradient<T, true>(part, ExtraTerm{-1, 0.f}, ExtraTerm{-1, 0.f}, [&](F z, F t) {
+    return fdiv_gradient<kKind>(row, kUnit * upstream, slope_sum, z, t);
+  });
+}
+
+}  // namespace bgkd

@@ -1,0 +1,116 @@
+// Writes the gradient of one row, or of a part of it: where, and which columns get an extra term.
+#pragma once
+
+#include "lane.cuh"
+#include "row_sweep.cuh"
+
+namespace bgkd {
+
+// grad_columns: with padding, which gets 0.
+template <class T>
+struct GradientPart {
+  RowPart<T> row;
+  T* dz;
+  int grad_columns;
+};
+
+// Added at one column; -1 when it is not in this part.
+struct ExtraTerm {
+  int column;
+  float value;
+};
+
+// The column of a token id in this part, or -1.
+template <class T>
+__device__ __forceinline__ int column_of_token(const GradientPart<T>& part, int64_t id,
+                                               int64_t vocab_start) {
+  const int64_t column = id - vocab_start - part.row.begin;
+  return id >= 0 && column >= 0 && column < part.row.num_columns ? static_cast<int>(column) : -1;
+}
+
+template <class T>
+__device__ __forceinline__ GradientPart<T> gradient_part(const LogitsShard& logits, void* grad,
+                                                         int64_t grad_stride, int64_t grad_columns,
+                                                         int64_t token, int64_t columns_per_part) {
+  GradientPart<T> part;
+  part.row = row_part<T>(logits, token, columns_per_part);
+  part.dz = static_cast<T*>(grad) + token * grad_stride + part.row.begin;
+  part.grad_columns =
+      static_cast<int>(max(min(columns_per_part, grad_columns - part.row.begin), int64_t{0}));
+  return part;
+}
+
+template <class T>
+__device__ __forceinline__ void store_vector(T* address, const float (&values)[kVectorSize<T>]) {
+  using W = Word<T>;
+  uint32_t word[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    word[w] = W::pack(values[w * W::kSize], values[w * W::kSize + W::kSize - 1]);
+  }
+  __stcs(reinterpret_cast<uint4*>(address), make_uint4(word[0], word[1], word[2], word[3]));
+}
+
+template <class T>
+__device__ __forceinline__ void add_extra(float (&gradient)[kVectorSize<T>], int column,
+                                          const ExtraTerm& extra) {
+  if (static_cast<unsigned>(extra.column - column) >= kVectorSize<T>) return;
+#pragma unroll
+  for (int k = 0; k < kVectorSize<T>; ++k) {
+    if (column + k == extra.column) gradient[k] += extra.value;
+  }
+}
+
+// Zeros in columns [begin, part.grad_columns).
+template <class T>
+__device__ __forceinline__ void write_zeros(const GradientPart<T>& part, int begin) {
+  constexpr int kSize = kVectorSize<T>;
+  int column = begin;
+  if (is_16_byte_aligned(part.dz + begin)) {
+    constexpr float kZeros[kSize] = {};
+    const int vectors = (part.grad_columns - begin) / kSize;
+    for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+      store_vector(part.dz + begin + i * kSize, kZeros);
+    }
+    column += vectors * kSize;
+  }
+  for (column += threadIdx.x; column < part.grad_columns; column += blockDim.x) {
+    part.dz[column] = from_float<T>(0.f);
+  }
+}
+
+// element(z, t): the gradient at a column. Every thread overwrites only what it has read itself, so
+// dz may be the student's logits.
+template <class T, bool kReadsTeacher, class Element>
+__device__ __forceinline__ void write_gradient(const GradientPart<T>& part, const ExtraTerm& first,
+                                               const ExtraTerm& second, const Element& element) {
+  constexpr int kSize = kVectorSize<T>;
+  const bool aligned = is_aligned(part.row) && is_16_byte_aligned(part.dz);
+  sweep<T, Lane<true>, kReadsTeacher>(
+      part.row, aligned, [&](const auto& z, const auto& t, int block, auto is_whole) {
+#pragma unroll
+        for (int i = 0; i < kVectorsPerBlock; ++i) {
+          const int column = column_of<T>(block, i * kSize);
+          float gradient[kSize];
+#pragma unroll
+          for (int k = 0; k < kSize; ++k) {
+            gradient[k] = element(z[i * kSize + k], t[i * kSize + k]).value;
+          }
+          add_extra<T>(gradient, column, first);
+          add_extra<T>(gradient, column, second);
+          if constexpr (decltype(is_whole)::value) {
+            store_vector(part.dz + column, gradient);
+          } else {
+#pragma unroll
+            for (int k = 0; k < kSize; ++k) {
+              if (column + k < part.row.num_columns) {
+                part.dz[column + k] = from_float<T>(gradient[k]);
+              }
+            }
+          }
+        }
+      });
+  write_zeros(part, part.row.num_columns);
+}
+
+}  // namespace bgkd

@@ -1,0 +1,47 @@
+// The contract of the second sweep (core/fdiv.h), in the manner of vocab_stats.h.
+#pragma once
+
+#include "core/fdiv.h"
+#include "vocab_stats.h"
+
+namespace bgkd {
+
+struct FdivArgs {
+  LogitsShard logits;
+  TokenLabels labels;
+  FDivergence kind;
+  float lambda;
+  uint32_t features;  // of `global`
+  int64_t num_tokens;
+  const float* global;  // [rows, num_tokens]: global statistics
+  float* sums;  // out: [kNumFdivSums, num_tokens], of this shard; all shards' are to be added
+};
+
+struct FdivGradientArgs {
+  LogitsShard logits;
+  TokenLabels labels;
+  FDivergence kind;
+  float lambda;
+  uint32_t features;
+  int64_t num_tokens;
+  const float* global;
+  const float* sums;      // [kNumFdivSums, num_tokens], of all shards together
+  const float* upstream;  // [num_tokens]: d loss / d divergence
+  void* grad;             // out; may be the student logits themselves
+  int64_t grad_stride;
+  int64_t grad_columns;
+};
+
+#define BGKD_DECLARE_FDIV_KERNELS(capability)                                           \
+  namespace capability {                                                                \
+  void compute_fdiv(const FdivArgs& args, int64_t begin, int64_t end);                  \
+  void compute_fdiv_gradient(const FdivGradientArgs& args, int64_t begin, int64_t end); \
+  }
+BGKD_DECLARE_FDIV_KERNELS(DEFAULT)
+#if defined(BGKD_X86_KERNELS)
+BGKD_DECLARE_FDIV_KERNELS(AVX2)
+BGKD_DECLARE_FDIV_KERNELS(AVX512)
+#endif
+#undef BGKD_DECLARE_FDIV_KERNELS
+
+}  // namespace bgkd
