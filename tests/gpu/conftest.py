@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+from compiler import Compiler, find_tool
+
+
+@pytest.fixture(scope="session")
+def nvcc(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+    path = find_tool("nvcc")
+    if path is None:
+        pytest.skip("nvcc is not on PATH, in CUDA_HOME or in site-packages: kernels are not proven")
+    return Compiler(path, tmp_path_factory.mktemp("nvcc"))
