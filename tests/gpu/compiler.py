@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import ptx
@@ -34,6 +36,19 @@ class Compiler:
     def __init__(self, nvcc: Path, folder: Path) -> None:
         self.nvcc, self.folder = nvcc, folder
         self._modules: dict[Path, ptx.Module] = {}
+
+    @cached_property
+    def include(self) -> Path:
+        """CUDA's headers. nvcc on PATH may be a script: it is asked where its toolkit is."""
+        probe = self.folder / "probe.cu"
+        probe.touch()
+        done = subprocess.run(
+            [str(self.nvcc), "--dryrun", "-c", str(probe)], capture_output=True, text=True, check=True
+        )
+        found = re.search(r"^#\$ TOP=(.*)$", done.stderr, re.M)
+        if found is None:
+            raise RuntimeError(f"no TOP in what nvcc --dryrun says:\n{done.stderr}")
+        return Path(found[1].strip()) / "include"
 
     def ptx_text(self, source: Path, arch: str = "sm_90a", flags: Sequence[str] = ()) -> str:
         return self._ptx_file(source, arch, flags).read_text()

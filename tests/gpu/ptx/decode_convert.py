@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import half_ops
-from .float_ops import flush
+from .float_ops import flush, saturate
 from .operation import Array, Operation, decodes, elementwise
 from .scalar_types import bits_of, dtype_of, is_float
 from .syntax import Instruction, UnsupportedPtxError
@@ -113,7 +113,7 @@ def _to_float(instruction: Instruction, to: str, of: str) -> Callable[[Array], A
     if instruction.has("rz", "rm", "rp"):
         raise UnsupportedPtxError(instruction.text)
     rounding = TO_INTEGER.get(instruction.one_of(TO_INTEGER) or "")
-    ftz, saturate = instruction.has("ftz"), instruction.has("sat")
+    ftz, saturates = instruction.has("ftz"), instruction.has("sat")
 
     def convert(x: Array) -> Array:
         if ftz and x.dtype == np.float32:
@@ -123,8 +123,8 @@ def _to_float(instruction: Instruction, to: str, of: str) -> Callable[[Array], A
         value = x.astype(dtype)
         if ftz and dtype == np.float32:
             value = flush(value)
-        if saturate:
-            value = np.clip(np.nan_to_num(value, nan=0.0), 0, 1).astype(dtype)
+        if saturates:
+            value = saturate(value)
         return value
 
     return convert

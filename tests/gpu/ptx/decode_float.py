@@ -120,7 +120,7 @@ def _directed(opcode: str, mode: str) -> Callable[..., Array]:
     functions: dict[str, Callable[..., Array]] = {
         "add": lambda a, b: fma(a, one, b, mode),
         "sub": lambda a, b: fma(a, one, -b, mode),
-        "mul": lambda a, b: fma(a, b, np.zeros(1, np.float32), mode),
+        "mul": lambda a, b: float_ops.mul32_directed(a, b, mode),
         "fma": lambda a, b, c: fma(a, b, c, mode),
     }
     functions["mad"] = functions["fma"]

@@ -9,7 +9,17 @@ import numpy as np
 
 from . import half_ops
 from .float_ops import flush
-from .operation import Array, Index, Operation, decodes, elementwise, parts, reader, writer
+from .operation import (
+    Array,
+    Index,
+    Operation,
+    Writer,
+    decodes,
+    elementwise,
+    parts,
+    reader,
+    writer,
+)
 from .scalar_types import UNSIGNED, bits_of, is_float
 from .syntax import Instruction, UnsupportedPtxError, Vector
 
@@ -71,14 +81,14 @@ def _unpack(target: Vector, source: object, type_: str) -> Operation:
 
 @decodes("setp", "set")
 def _compare(instruction: Instruction) -> Operation:
-    if instruction.opcode == "set":
-        raise UnsupportedPtxError(instruction.text)
     comparison = instruction.modifiers[0]
     combination = instruction.one_of(COMBINATIONS)
     instruction.only(comparison, "ftz", *COMBINATIONS)
     type_ = instruction.type
     compare = _comparison(comparison, type_, instruction)
     targets = [writer(part) for part in parts(instruction.operands[0])]
+    if instruction.opcode == "set":
+        targets = [_truth_writer(instruction)]
     half = type_ in ("f16", "bf16")
     read_a, read_b = (reader(o, "u16" if half else type_) for o in instruction.operands[1:3])
     if combination is not None:
@@ -118,6 +128,15 @@ def _comparison(name: str, type_: str, instruction: Instruction) -> Callable[...
     if instruction.has("ftz"):
         return lambda a, b: compare(flush(a), flush(b))
     return compare
+
+
+def _truth_writer(instruction: Instruction) -> Writer:
+    """set writes 1.0 or all ones for true."""
+    write, type_ = writer(instruction.operands[0]), instruction.types[0]
+    if type_ not in ("f32", "u32", "s32"):
+        raise UnsupportedPtxError(instruction.text)
+    true = np.float32(1) if type_ == "f32" else np.uint32(0xFFFFFFFF)
+    return lambda m, index, value: write(m, index, np.where(value, true, true.dtype.type(0)))
 
 
 @decodes("selp")

@@ -70,8 +70,17 @@ def to_single(exact: Array, mode: str) -> Array:
 
 
 def fma32_directed(a: Array, b: Array, c: Array, mode: str) -> Array:
-    exact = add_to_odd(a.astype(np.float64) * b, np.asarray(c, np.float64))
-    return to_single(exact, mode)
+    product, addend = a.astype(np.float64) * b, c.astype(np.float64)
+    exact = add_to_odd(product, addend)
+    result = to_single(exact, mode)
+    if mode == "rm":  # a sum of zero is -0 here, unless both terms are +0
+        negative = np.signbit(product) | np.signbit(addend)
+        result = np.where((exact == 0) & negative, np.float32(-0.0), result)
+    return result
+
+
+def mul32_directed(a: Array, b: Array, mode: str) -> Array:
+    return to_single(a.astype(np.float64) * b, mode)
 
 
 def fma64(a: Array, b: Array, c: Array) -> Array:
@@ -151,5 +160,5 @@ def nan_maximum(a: Array, b: Array) -> Array:
 
 
 def saturate(x: Array) -> Array:
-    """.sat: into [0, 1]; NaN becomes 0."""
-    return np.clip(np.where(np.isnan(x), x.dtype.type(0), x), 0, 1).astype(x.dtype)
+    """.sat: into [+0, 1]; NaN becomes +0."""
+    return np.where(x > 0, np.minimum(x, x.dtype.type(1)), x.dtype.type(0))

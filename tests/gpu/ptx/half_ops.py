@@ -11,7 +11,7 @@ from .float_ops import add_to_odd, maximum, minimum, nan_maximum, nan_minimum
 
 Array = np.ndarray
 U16, U32 = np.uint16, np.uint32
-BF16_NAN = U16(0x7FFF)
+NAN = U16(0x7FFF)  # the one NaN that conversions to either format give
 
 
 def widen(bits: Array, format_: str) -> Array:
@@ -29,18 +29,23 @@ def narrow(x: Array, format_: str, mode: str = "rn") -> Array:
             bits = bits + (U32(0x7FFF) + ((bits >> U32(16)) & U32(1)))
         result = (bits >> U32(16)).astype(U16)
         nan = np.isnan(x)
-        return np.where(nan, BF16_NAN, result) if nan.any() else result
+        return np.where(nan, NAN, result) if nan.any() else result
     nearest = x.astype(np.float16)
     if mode == "rz":
         beyond = np.abs(nearest.astype(np.float64)) > np.abs(x)
         nearest = np.where(beyond, np.nextafter(nearest, np.float16(0)), nearest)
-    return nearest.view(U16)
+    return _canonical_nan(nearest)
+
+
+def _canonical_nan(x: Array) -> Array:
+    nan = np.isnan(x)
+    return np.where(nan, NAN, x.view(U16)) if nan.any() else x.view(U16)
 
 
 def narrow_odd(exact: Array, format_: str) -> Array:
     """A double rounded to odd (or exact) to 16-bit patterns, to nearest even."""
     if format_ == "f16":
-        return exact.astype(np.float16).view(U16)
+        return _canonical_nan(exact.astype(np.float16))
     single = exact.astype(np.float32)
     back = single.astype(np.float64)
     bits = single.view(np.int32)
