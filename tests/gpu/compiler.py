@@ -43,7 +43,10 @@ class Compiler:
         probe = self.folder / "probe.cu"
         probe.touch()
         done = subprocess.run(
-            [str(self.nvcc), "--dryrun", "-c", str(probe)], capture_output=True, text=True, check=True
+            [str(self.nvcc), "--dryrun", "-c", str(probe)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found = re.search(r"^#\$ TOP=(.*)$", done.stderr, re.M)
         if found is None:

@@ -113,7 +113,9 @@ def differences(labels: list[str], wrong: np.ndarray, expected: np.ndarray, got:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("group", "dtype"), [("exact_float", np.float32), ("exact_integer", np.int32)])
+@pytest.mark.parametrize(
+    ("group", "dtype"), [("exact_float", np.float32), ("exact_integer", np.int32)]
+)
 def test_exact(nvcc: Compiler, host: ctypes.CDLL, inputs: Inputs, arch: str, group: str,
                dtype: type) -> None:  # fmt: skip
     expected = on_host(host, group, inputs, dtype)

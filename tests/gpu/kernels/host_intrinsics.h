@@ -22,17 +22,17 @@ inline float directed(int mode, float a, float b, float c, F operation) {
   volatile float result = operation(x, y, z);
   return result;
 }
-#define DIRECTED(suffix, mode)                                                           \
-  inline float __fadd_##suffix(float a, float b) {                                       \
-    return directed(mode, a, b, 0.f, [](float x, float y, float) { return x + y; });     \
-  }                                                                                      \
-  inline float __fsub_##suffix(float a, float b) {                                       \
-    return directed(mode, a, b, 0.f, [](float x, float y, float) { return x - y; });     \
-  }                                                                                      \
-  inline float __fmul_##suffix(float a, float b) {                                       \
-    return directed(mode, a, b, 0.f, [](float x, float y, float) { return x * y; });     \
-  }                                                                                      \
-  inline float __fmaf_##suffix(float a, float b, float c) {                              \
+#define DIRECTED(suffix, mode)                                                               \
+  inline float __fadd_##suffix(float a, float b) {                                           \
+    return directed(mode, a, b, 0.f, [](float x, float y, float) { return x + y; });         \
+  }                                                                                          \
+  inline float __fsub_##suffix(float a, float b) {                                           \
+    return directed(mode, a, b, 0.f, [](float x, float y, float) { return x - y; });         \
+  }                                                                                          \
+  inline float __fmul_##suffix(float a, float b) {                                           \
+    return directed(mode, a, b, 0.f, [](float x, float y, float) { return x * y; });         \
+  }                                                                                          \
+  inline float __fmaf_##suffix(float a, float b, float c) {                                  \
     return directed(mode, a, b, c, [](float x, float y, float z) { return fmaf(x, y, z); }); \
   }
 DIRECTED(rz, FE_TOWARDZERO)

@@ -84,32 +84,26 @@ class Launch:
         self.allocations: list[tuple[int, int, str]] = []
 
     def _check_sizes(self) -> None:
-        name = self.kernel.name
+        name, limit = self.kernel.name, self.kernel.max_threads
         if self.block_size % 32:
             raise NotImplementedError(f"{name}: blocks are whole warps here, not {self.block}")
         if min(*self.grid, *self.block) < 1 or self.block_size > 1024:
-            self.findings.fatal("launch", name, f"grid {self.grid}, block {self.block}")
-        limit = self.kernel.max_threads
+            self._refuse(f"grid {self.grid}, block {self.block}")
         if limit is not None and self.block_size > limit:
-            self.findings.fatal(
-                "launch", name, f"block {self.block} is larger than __launch_bounds__ ({limit})"
-            )
+            self._refuse(f"block {self.block} is larger than __launch_bounds__ ({limit})")
         if self.kernel.cluster and self.cluster != self.kernel.cluster:
-            self.findings.fatal(
-                "launch",
-                name,
-                f"cluster {self.cluster} is not __cluster_dims__ {self.kernel.cluster}",
-            )
+            self._refuse(f"cluster {self.cluster} is not __cluster_dims__ {self.kernel.cluster}")
         if any(g % c for g, c in zip(self.grid, self.cluster, strict=True)):
-            self.findings.fatal(
-                "launch", name, f"grid {self.grid} is no multiple of the cluster {self.cluster}"
-            )
+            self._refuse(f"grid {self.grid} is no multiple of the cluster {self.cluster}")
         if self.kernel.local_bytes:
             self.findings.fatal(
                 "local memory", name,
                 f"{name} keeps {self.kernel.local_bytes} bytes of local memory for each thread;"
                 " index arrays with compile-time constants",
             )  # fmt: skip
+
+    def _refuse(self, why: str) -> None:
+        self.findings.fatal("launch", (self.kernel.name, why), f"{self.kernel.name}: {why}")
 
     def _block_coordinates(self) -> np.ndarray:
         """(blocks, 3): blocks cluster by cluster, in a cluster by rank."""

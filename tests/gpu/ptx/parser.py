@@ -37,7 +37,7 @@ PARAMETER = re.compile(
     r"(?:\[(?P<count>\d+)\])?"
 )
 STATEMENT = re.compile(
-    r"\s*(?:(?P<loc>\.loc[^\n]*)"
+    r"\s*(?:(?P<loc>\.loc\s[^\n]*)"
     r"|(?P<label>[\w$]+)\s*:(?!:)"
     r"|(?P<brace>[{}])"
     r"|(?P<declaration>\.(?:reg|shared|local)\b[^;]*);"
