@@ -1,4 +1,4 @@
-"""The executor's arithmetic against the host's: the same expressions through nvcc and through g++."""
+"""The executor's arithmetic against the host's: the same expressions through nvcc and g++."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPECIAL = [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-42, -1e-45, 3.4e38, 2.0**
            65520, 1e-8, 3.39e38, -3.4028235e38, 1.00390625, 5.9604645e-08]  # fmt: skip
 # sm_80 has no bf16 add and multiply: nvcc writes them as fma
 ARCHITECTURES = ["sm_80", "sm_90a", "sm_100a"]
-# ulp: what CUDA's manual promises for the function; a host that rounds to nearest is half of one off
+# floats between: the functions' own errors, as CUDA's manual has them
 CLOSE_ULP = {"__expf": 60, "tanhf": 4, "expm1f": 3}
 
 

@@ -74,10 +74,11 @@ def parse(text: str) -> Module:
 
 def _closing_brace(text: str, position: int) -> int:
     depth = 1
-    while depth:
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        position += 1
-    return position
+    for brace in re.compile(r"[{}]").finditer(text, position):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return brace.end()
+    raise SyntaxError("a function's body does not end")
 
 
 def _declare(variables: dict[str, Variable], text: str) -> None:
