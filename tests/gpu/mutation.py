@@ -1,4 +1,4 @@
-"""Kernels with one instruction changed. A test set that cannot tell them apart proves too little."""
+"""Kernels with one instruction changed: a test set that notices none of it proves too little."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import ptx
@@ -88,7 +89,7 @@ class SampleRun:
 
 
 def run(
-    module: ptx.Module, problem: SampleProblem, threads: int = 256, **options: object
+    module: ptx.Module, problem: SampleProblem, threads: int = 256, **options: Any
 ) -> SampleRun:
     device = ptx.Device()
     stride = problem.columns + PADDING

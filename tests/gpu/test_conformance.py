@@ -72,7 +72,7 @@ def names(host: ctypes.CDLL, group: str) -> list[str]:
 
 
 def on_host(host: ctypes.CDLL, group: str, inputs: Inputs, dtype: type) -> np.ndarray:
-    out = np.empty((len(names(host, group)), COUNT), dtype)
+    out: np.ndarray = np.empty((len(names(host, group)), COUNT), dtype)
     pointers = [ctypes.c_void_p(x.ctypes.data) for x in (*inputs.arrays, out)]
     getattr(host, group)(*pointers, COUNT)
     return out

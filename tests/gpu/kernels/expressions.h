@@ -24,14 +24,15 @@ FUNCTION float clamp(float a, float bound) { return fminf(fmaxf(a, -bound), boun
 #define EXACT_FLOAT(X)                                                                             \
   X(a + b)                                                                                         \
   X(a - b)                                                                                         \
-  X(a* b) X(fmaf(a, b, c)) X(fmaf(a, -b, -c)) X(fmaf(a, a, b)) X(a / b) X(1.0f / a) X(             \
-      sqrtf(fabsf(a))) X(fminf(a, b)) X(fmaxf(a, b)) X(-a) X(fabsf(a)) X(copysignf(a, b))          \
-      X(floorf(a)) X(ceilf(a)) X(rintf(a)) X(truncf(a)) X(a < b ? a : c) X(a >= b ? c : b) X(      \
-          a == b ? 1.f : 2.f) X(a != a ? 3.f : a) X(isinf(a) ? 1.f : 0.f) X((float)x)              \
-          X((float)(unsigned)x) X((float)(long long)x * 3.f) X((float)((long long)x * y)) X(       \
-              (float)((unsigned long long)x * 77u)) X((float)((double)a + (double)b))              \
-              X((float)((double)a * (double)b - (double)c)) X((float)((double)a / (double)b)) X(   \
-                  (float)sqrt(fabs((double)a)))                                                    \
+  X(a* b)                                                                                          \
+  X(fmaf(a, b, c)) X(fmaf(a, -b, -c)) X(fmaf(a, a, b)) X(a / b) X(1.0f / a) X(sqrtf(fabsf(a))) X(  \
+      fminf(a, b)) X(fmaxf(a, b)) X(-a) X(fabsf(a)) X(copysignf(a, b)) X(floorf(a)) X(ceilf(a))    \
+      X(rintf(a)) X(truncf(a)) X(a < b ? a : c) X(a >= b ? c : b) X(a == b ? 1.f : 2.f)            \
+          X(a != a ? 3.f : a) X(isinf(a) ? 1.f : 0.f) X((float)x) X((float)(unsigned)x) X(         \
+              (float)(long long)x *                                                                \
+              3.f) X((float)((long long)x * y)) X((float)((unsigned long long)x * 77u))            \
+              X((float)((double)a + (double)b)) X((float)((double)a * (double)b - (double)c)) X(   \
+                  (float)((double)a / (double)b)) X((float)sqrt(fabs((double)a)))                  \
                   X((float)fma((double)a / 3.0, (double)b / 7.0, (double)c)) X(                    \
                       (float)fmin((double)a, (double)b)) X((float)((double)x / (double)(y | 1)))   \
                       X(__uint_as_float(__float_as_uint(a) & 0xffff0000u)) X(a * 2.0f + 0.5f)      \
@@ -55,7 +56,8 @@ FUNCTION float clamp(float a, float bound) { return fminf(fmaxf(a, -bound), boun
 #define EXACT_INTEGER(X)                                                                          \
   X(x + y)                                                                                        \
   X(x - y)                                                                                        \
-  X(x* y) X(x& y) X(x | y) X(x ^ y) X(~x) X(x << (y & 31)) X(x >> (y & 31)) X(                    \
+  X(x* y)                                                                                         \
+  X(x& y) X(x | y) X(x ^ y) X(~x) X(x << (y & 31)) X(x >> (y & 31)) X(                            \
       (int)((unsigned)x >> (y & 31))) X(x / (y | 1)) X(x % (y | 1))                               \
       X((int)((unsigned)x / ((unsigned)y | 1))) X((int)((unsigned)x % ((unsigned)y | 1))) X(      \
           x < y ? x : y) X(x > y ? x : y) X((int)(((long long)x * y) >> 32))                      \
@@ -94,9 +96,10 @@ FUNCTION float clamp(float a, float bound) { return fminf(fmaxf(a, -bound), boun
                                                               X((int)__half_as_ushort(hf(a)))
 
 // ---- the library's functions: close
-#define CLOSE(X)                                                                              \
-  X(exp2f(clamp(a, 120.f)))                                                                   \
-  X(expf(clamp(a, 80.f)))                                                                     \
-  X(__expf(clamp(a, 80.f))) X(log2f(fabsf(a))) X(logf(fabsf(a))) X(rsqrtf(fabsf(a) + 1e-30f)) \
-      X(tanhf(a)) X(log1pf(fabsf(a))) X(expm1f(clamp(a, 80.f)))                               \
+#define CLOSE(X)                                                                \
+  X(exp2f(clamp(a, 120.f)))                                                     \
+  X(expf(clamp(a, 80.f)))                                                       \
+  X(__expf(clamp(a, 80.f)))                                                     \
+  X(log2f(fabsf(a))) X(logf(fabsf(a))) X(rsqrtf(fabsf(a) + 1e-30f)) X(tanhf(a)) \
+      X(log1pf(fabsf(a))) X(expm1f(clamp(a, 80.f)))                             \
           X(__fdividef(a, fminf(fmaxf(fabsf(b), 1e-30f), 1e30f)))

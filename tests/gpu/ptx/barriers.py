@@ -79,7 +79,7 @@ def _report_divergence(m: Machine, ready: Array, waiting: Array, gone: Array) ->
     pc = m.pc.reshape(m.num_blocks, m.block_size)
     lowest = np.where(waiting, pc, np.iinfo(pc.dtype).max).min(1)
     highest = np.where(waiting, pc, -1).max(1)
-    apart: Array = np.less(lowest, highest)
+    apart = np.asarray(lowest < highest)
     for block in ready[apart[ready]][:1]:
         low, high = m.kernel.code[lowest[block]], m.kernel.code[highest[block]]
         m.findings.add(
@@ -87,7 +87,7 @@ def _report_divergence(m: Machine, ready: Array, waiting: Array, gone: Array) ->
             f"threads of {m.block_name(block)} meet at different barriers:"
             f" {m.describe(low)} and {m.describe(high)}",
         )  # fmt: skip
-    some_gone: Array = gone.any(axis=1)
+    some_gone = np.asarray(gone.any(axis=1))
     for block in ready[some_gone[ready]][:1]:
         at = m.kernel.code[lowest[block]]
         m.findings.add(
