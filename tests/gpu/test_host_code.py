@@ -70,8 +70,16 @@ def test_finding_is_a_failed_launch(runtime: StandInRuntime, sample: ctypes.CDLL
     assert "out of bounds" in {finding.kind for finding in device.findings}
 
 
-def stage(runtime: StandInRuntime, library: ctypes.CDLL, elements: int, *, cluster: int = 0,
-          allow: bool = True, blocks: int = 4, copied: int | None = None) -> tuple[Any, ...]:  # fmt: skip
+def stage(
+    runtime: StandInRuntime,
+    library: ctypes.CDLL,
+    elements: int,
+    *,
+    cluster: int = 0,
+    allow: bool = True,
+    blocks: int = 4,
+    copied: int | None = None,
+) -> tuple[Any, ...]:
     device = ptx.Device()
     x = device.upload(np.arange(elements, dtype=np.int32), "x")
     copy = device.allocate(copied or elements, np.int32, "copy")

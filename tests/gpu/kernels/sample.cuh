@@ -8,6 +8,12 @@
 
 #include <cstdint>
 
+#ifdef SAMPLE_REGISTERS  // fewer than it needs: the static check must see the spills
+#define SAMPLE_BOUNDS __maxnreg__(SAMPLE_REGISTERS)
+#else
+#define SAMPLE_BOUNDS __launch_bounds__(kThreads)
+#endif
+
 struct SampleStats {
   float student_max, student_sum, teacher_max, teacher_sum, weighted;
 };
@@ -71,10 +77,10 @@ __device__ __forceinline__ void fold8(SampleStats& stats, const uint4& student,
 
 // stride: elements from one row to the next, a multiple of 8
 template <int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    sample_stats(const __nv_bfloat16* __restrict__ student,
-                 const __nv_bfloat16* __restrict__ teacher, SampleStats* __restrict__ out,
-                 unsigned columns, int64_t stride, float log2e_over_t) {
+__global__ void SAMPLE_BOUNDS sample_stats(const __nv_bfloat16* __restrict__ student,
+                                           const __nv_bfloat16* __restrict__ teacher,
+                                           SampleStats* __restrict__ out, unsigned columns,
+                                           int64_t stride, float log2e_over_t) {
   constexpr int kWarps = kThreads / 32;
   __shared__ SampleStats part[kWarps];
   const int row = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -96,12 +102,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    sample_gradient(const __nv_bfloat16* __restrict__ student,
-                    const __nv_bfloat16* __restrict__ teacher,
-                    const SampleStats* __restrict__ stats, const float* __restrict__ scale,
-                    __nv_bfloat16* __restrict__ gradient, unsigned columns, int64_t stride,
-                    float log2e_over_t, float inv_temperature) {
+__global__ void SAMPLE_BOUNDS sample_gradient(const __nv_bfloat16* __restrict__ student,
+                                              const __nv_bfloat16* __restrict__ teacher,
+                                              const SampleStats* __restrict__ stats,
+                                              const float* __restrict__ scale,
+                                              __nv_bfloat16* __restrict__ gradient,
+                                              unsigned columns, int64_t stride, float log2e_over_t,
+                                              float inv_temperature) {
   const int row = blockIdx.x;
   __shared__ float shared[4];
   if (threadIdx.x == 0) {
