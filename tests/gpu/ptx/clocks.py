@@ -61,13 +61,19 @@ class Clocks:
     """Of the threads of one chunk. Lanes are numbered within the chunk; `ids` within the grid."""
 
     def __init__(
-        self, ids: Array, block_size: int, cluster_size: int, knowledge: Knowledge
+        self,
+        ids: Array,
+        block_size: int,
+        cluster_size: int,
+        knowledge: Knowledge,
+        tracks_fences: bool,
     ) -> None:
         lanes = len(ids)
         self.ids = ids
         self.block_size = block_size
         self.cluster_lanes = block_size * cluster_size
         self.knowledge = knowledge
+        self.tracks_fences = tracks_fences  # the kernel has some
         self.stamp = np.zeros(lanes, np.int64)
         self.seen_block = np.zeros(lanes, np.int64)
         self.seen_cluster = np.zeros(lanes, np.int64)

@@ -153,7 +153,7 @@ class Device:
         noise: float = 0.0,
         profile: bool = False,
         max_lanes: int = 1 << 15,
-        max_steps: int = 2_000_000,
+        max_steps: int = 500_000,
     ) -> LaunchReport:
         """Run a kernel to its end, or to the first finding that it cannot survive.
 
@@ -161,7 +161,8 @@ class Device:
         addresses, ints, floats (single precision where the parameter has 4 bytes), numpy scalars or
         bytes. seed: 0 runs threads in step, other values in random order. noise: how much of the
         documented error approximate instructions make, 0 to 1. max_lanes: threads at a time; whole
-        blocks and clusters run one chunk after the other.
+        blocks and clusters run one chunk after the other. max_steps: instructions of groups of
+        threads, after which a launch counts as a livelock.
         """
         found = module.kernel(kernel)
         before = len(self.findings)

@@ -124,7 +124,7 @@ def _bits(x: Array) -> Array:
 
 
 def population(x: Array) -> Array:
-    return np.bitwise_count(x).astype(U32)
+    return _bits(x).sum(1, dtype=U32)
 
 
 def highest_bit(x: Array) -> Array:

@@ -104,7 +104,10 @@ class Machine:
         self.registers = [_unset(type_) for type_ in self.kernel.register_types]
         thread = blocks[:, None] * self.block_size + np.arange(self.block_size)
         ids = thread.ravel().astype(np.int32)
-        self.clocks = Clocks(ids, self.block_size, self.cluster_size, launch.knowledge)
+        self.ordering = self.program.ordering
+        self.clocks = Clocks(
+            ids, self.block_size, self.cluster_size, launch.knowledge, self.ordering.active
+        )
         self.clusters = Clusters(self.lanes, self.num_clusters, self.num_blocks)
         self.copies = Copies(self.lanes)
         self.shared_stride = launch.shared_stride
@@ -113,7 +116,6 @@ class Machine:
         self._lay_out_shared()
         self.findings, self.profile = launch.findings, launch.profile
         self.noise, self.rng, self.seed = launch.noise, launch.rng, launch.seed
-        self.ordering = self.program.ordering
         self._symbols: dict[str, Array] = {}
 
     def _lay_out_shared(self) -> None:
@@ -174,27 +176,25 @@ class Machine:
     def run(self) -> None:
         with np.errstate(all="ignore"):
             while True:
-                running = np.flatnonzero(self.state == self.RUNNING)
+                runs = self.state == self.RUNNING
+                running = np.flatnonzero(self._some_warps(runs) if self.seed else runs)
                 if not len(running):
                     if (self.state == self.GONE).all():
                         break
                     self._deadlock()
-                if self.seed:
-                    running = self._some_warps(running)
                 counters = self.pc[running]
                 at = int(counters.min())
                 group = running[counters == at]
                 self._advance(at, None if len(group) == self.lanes else group)
         self.copies.check_none_left(self)
 
-    def _some_warps(self, running: Array) -> Array:
-        warps = np.unique(running // 32)
-        if len(warps) == 1:
-            return running
-        picked = np.zeros(self.lanes // 32, bool)
-        picked[warps] = self.rng.random(len(warps)) < 0.5
-        some = running[picked[running // 32]]
-        return some if len(some) else running
+    def _some_warps(self, runs: Array) -> Array:
+        """About half of the warps that can run, at least one."""
+        able = runs.reshape(-1, 32).any(axis=1)
+        picked = able & (self.rng.random(len(able)) < 0.5)
+        if not picked.any():
+            picked = able
+        return runs & np.repeat(picked, 32)
 
     def _advance(self, at: int, group: Index) -> None:
         """Run this group from here until it splits, waits, ends, or may meet others."""
@@ -220,8 +220,8 @@ class Machine:
                 num = self.lanes if active is None else len(active)
                 profile.count(step.name, None if active is None else active // 32, num)
             if step.target >= 0:
-                if active is group and (group is None or group is active):
-                    at = start = step.target
+                if active is group:
+                    at = step.target
                     if group is None:
                         continue
                     break

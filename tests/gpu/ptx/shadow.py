@@ -62,9 +62,9 @@ class Summary:
         if who.any():
             owner = (who & THREAD) - 1
             same_block = owner // clocks.block_size == me // clocks.block_size
-            # what a barrier ordered before us needs no place beside us
+            # neither we ourselves nor what a barrier ordered before us needs a place beside us
             old = self.stamp[cells] < clocks.seen_block[lanes]
-            replace = (who == 0) | (same_block & (who >> 28 <= 2) & old)
+            replace = (who == 0) | (who == me + 1) | (same_block & (who >> 28 <= 2) & old)
         else:
             replace = np.ones(len(cells), bool)
         if replace.all():
@@ -72,7 +72,7 @@ class Summary:
         else:
             self.overwrite(cells[replace], me[replace] + 1, stamp[replace], code)
         who = self.who.take(cells)
-        beside = np.flatnonzero((who & THREAD) != me + 1)
+        beside = np.flatnonzero(who != me + 1)
         if len(beside):
             self._join(cells[beside], who[beside], me[beside], stamp[beside], clocks)
 
@@ -82,6 +82,7 @@ class Summary:
         others[owner // clocks.cluster_lanes == me // clocks.cluster_lanes] = 3
         others[owner // clocks.block_size == me // clocks.block_size] = 2
         others[owner // 32 == me // 32] = 1
+        others[owner == me] = 0
         # the owner of a cell is one, so the larger number is the wider circle
         np.maximum.at(self.who, cells, (others << 28) | (who & THREAD))
         np.maximum.at(self.stamp, cells, stamp)
@@ -107,7 +108,7 @@ class Shadow:
         self.wide = Cells(size // WIDE)
         self.fine = Cells(size // grain)
         self.split = np.zeros(size // WIDE, bool)
-        # Atomics of threads that fenced before them: cell -> thread -> stamp of that fence.
+        # In kernels with fences: cell -> thread -> stamp of its fence before its atomic, or 0.
         self.atomics: dict[int, dict[int, int]] = {}
 
     def access(
@@ -130,7 +131,7 @@ class Shadow:
         summary = cells.summary(kind)
         if kind != WRITE:
             summary.add(where, lanes, code, clocks)
-            if kind == STRONG_WRITE:
+            if kind == STRONG_WRITE and clocks.tracks_fences:
                 self._note_fences(where, lanes, clocks)
             return
         who = clocks.ids[lanes] + 1
@@ -217,8 +218,6 @@ class Shadow:
             )
 
     def _note_fences(self, where: Array, lanes: Array, clocks: Clocks) -> None:
-        if not clocks.fence_stamp.any():
-            return
         for cell, lane in zip(where.tolist(), lanes.tolist(), strict=True):
             stamp = int(clocks.fence_stamp[lane])
             self.atomics.setdefault(cell, {})[int(clocks.ids[lane])] = stamp

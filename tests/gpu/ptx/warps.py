@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .integer_ops import population
 from .operation import Array, Index, Operation, decodes, parts, per_lane, reader, writer
 from .scalar_types import bits_of, is_float
 from .syntax import Instruction, Operand, UnsupportedPtxError
@@ -123,8 +124,9 @@ class WarpWaits:
             by_length.setdefault(len(group), []).append(group)
         masks = mask[order][starts]
         lengths = np.diff(starts, append=len(lanes))
-        if (np.bitwise_count(masks) > lengths).any():
-            k = int(np.flatnonzero(np.bitwise_count(masks) > lengths)[0])
+        absent = np.flatnonzero(population(masks) > lengths)
+        if len(absent):
+            k = int(absent[0])
             m.findings.add(
                 "warp mask", m.place(self.instruction),
                 f"lanes that {m.who(lanes[order][starts[k]])} names came with other masks, or not"
