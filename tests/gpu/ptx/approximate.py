@@ -29,11 +29,11 @@ class Approximation:
         if noise == 0.0:
             return value
         # the rounding to single precision that follows is part of the documented error
-        relative = max(self.relative - 2.0**-24, 0.0)
-        shift = np.abs(value) * relative
+        shift = np.abs(value) * self.relative
         if self.absolute:
             holds = self.absolute_where(operands[0]) if self.absolute_where else True
             shift = np.where(holds, self.absolute, shift)
+        shift = np.maximum(shift - np.abs(value) * 2.0**-24, 0.0)
         moved = value + shift * noise * rng.uniform(-1.0, 1.0, value.shape)
         return np.where(np.isfinite(value) & (value != 0), moved, value)
 

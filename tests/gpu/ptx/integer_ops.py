@@ -91,21 +91,17 @@ def bits_mask(length: Array, dtype: np.dtype) -> Array:
 
 
 def extract_field(x: Array, start: Array, length: Array) -> Array:
-    """bfe: unsigned, or sign-extended from the field's top bit."""
-    unsigned = np.dtype(f"u{x.dtype.itemsize}")
+    """bfe: bits beyond the field or the top of x are 0, or the field's top bit if signed."""
+    signed = x.dtype.kind == "i"
     bits = x.dtype.itemsize * 8
     start, length = start & U32(255), np.minimum(length & U32(255), U32(bits))
-    raw = x.view(unsigned)
-    field = np.where(
-        start >= bits, unsigned.type(0), raw >> np.minimum(start, U32(bits - 1)).astype(unsigned)
-    )
-    mask = bits_mask(length, unsigned)
-    field = field & mask
-    if x.dtype.kind == "u":
+    mask = bits_mask(length, x.dtype)
+    field = shift_right(x, start) & mask
+    if not signed:
         return field
-    top = np.minimum(start + length - U32(1), U32(bits - 1)).astype(unsigned)
-    negative = (length > 0) & (((raw >> top) & unsigned.type(1)) != 0)
-    return np.where(negative, field | ~mask, field).view(x.dtype)
+    top = np.minimum(start + length - U32(1), U32(bits - 1))
+    negative = (length > 0) & ((shift_right(x, top) & 1) != 0)
+    return np.where(negative, field | ~mask, field)
 
 
 def insert_field(field: Array, into: Array, start: Array, length: Array) -> Array:

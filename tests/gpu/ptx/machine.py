@@ -190,7 +190,7 @@ class Machine:
 
     def _some_warps(self, runs: Array) -> Array:
         """About half of the warps that can run, at least one."""
-        able = runs.reshape(-1, 32).any(axis=1)
+        able = np.asarray(runs.reshape(-1, 32).any(axis=1))
         picked = able & (self.rng.random(len(able)) < 0.5)
         if not picked.any():
             picked = able

@@ -41,7 +41,8 @@ def describe(figures: Figures) -> str:
         f"{figures.kernel} {figures.target}: {figures.registers} registers, {figures.stack} bytes"
         f" of stack, {figures.spills} spills, {figures.shared} bytes shared",
         f"  for each pair ({figures.pairs:g} in an iteration): {figures.loaded_bytes:g} bytes"
-        f" loaded, {figures.stored_bytes:g} stored, {figures.instructions:.2f} instructions: {opcodes}",
+        f" loaded, {figures.stored_bytes:g} stored, {figures.instructions:.2f} instructions:"
+        f" {opcodes}",
     ]
     for name, roof in figures.rooflines.items():
         pipes = ", ".join(f"{n} {v:.1f}" for n, v in sorted(roof.pipes.items(), key=lambda p: p[1]))
