@@ -198,6 +198,16 @@ def test_double_fma_rounds_once() -> None:
     np.testing.assert_array_equal(got, [e.numerator / e.denominator for e in exact])
 
 
+@pytest.mark.parametrize("operation", ["add.rn.f32x2", "mul.rn.ftz.f32x2", "fma.rn.f32x2"])
+def test_pairs_of_singles(operation: str) -> None:
+    x = RNG.normal(size=(3, 200, 2)).astype(np.float32)
+    sources = "%d4, %d5, %d6" if "fma" in operation else "%d4, %d5"
+    got = evaluate(f"{operation} %d1, {sources};", [v.view(np.uint64)[:, 0] for v in x], np.uint64)
+    a, b, c = x.astype(np.float64)
+    exact = {"add": a + b, "mul": a * b, "fma": a * b + c}[operation[:3]]
+    np.testing.assert_array_equal(got[:, None].view(np.float32), exact.astype(np.float32))
+
+
 def round_to(exact: Fraction, mantissa: int, smallest: int) -> float:
     """To nearest even with this many bits, none of them below 2^smallest."""
     if not exact:

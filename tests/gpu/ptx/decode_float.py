@@ -25,6 +25,8 @@ def decode_float(instruction: Instruction) -> Operation | None:
     type_ = instruction.type
     if type_ in HALF_TYPES:
         return _half(instruction)
+    if type_ == "f32x2":
+        return _pair_of_singles(instruction)
     if not is_float(type_):
         return None
     if instruction.opcode in APPROXIMATE and instruction.has("approx", "full"):
@@ -32,21 +34,35 @@ def decode_float(instruction: Instruction) -> Operation | None:
     function = _exact_function(instruction)
     if function is None:
         return None
-    return _with_modes(instruction, function)
-
-
-def _with_modes(instruction: Instruction, function: Callable[..., Array]) -> Operation:
-    """Adds .ftz (operands and result) and .sat."""
-    type_ = instruction.type
-    result = function
-    if instruction.has("sat"):
-        result = _after(result, float_ops.saturate)
-    if instruction.has("ftz"):
-        if type_ != "f32":
-            raise UnsupportedPtxError(instruction.text)
-        result = _flushing(result)
     sources = [(operand, type_) for operand in instruction.operands[1:]]
-    return elementwise(instruction.operands[0], sources, result)
+    return elementwise(instruction.operands[0], sources, _with_modes(instruction, function))
+
+
+def _with_modes(instruction: Instruction, function: Callable[..., Array]) -> Callable[..., Array]:
+    """Adds .ftz (operands and result) and .sat."""
+    if instruction.has("sat"):
+        function = _after(function, float_ops.saturate)
+    if instruction.has("ftz"):
+        if instruction.type == "f64":
+            raise UnsupportedPtxError(instruction.text)
+        function = _flushing(function)
+    return function
+
+
+def _pair_of_singles(instruction: Instruction) -> Operation:
+    """f32x2 (sm_100): two singles in 64 bits, each on its own."""
+    exact = _exact_function(instruction)
+    if exact is None or instruction.opcode not in ("add", "sub", "mul", "fma"):
+        raise UnsupportedPtxError(instruction.text)
+    function = _with_modes(instruction, exact)
+
+    def both(*pairs: Array) -> Array:
+        singles = [pair.view(np.float32).reshape(-1, 2) for pair in pairs]
+        halves = [function(*(np.ascontiguousarray(s[:, k]) for s in singles)) for k in (0, 1)]
+        return np.stack(halves, axis=1).view(np.uint64).ravel()
+
+    sources = [(operand, "u64") for operand in instruction.operands[1:]]
+    return elementwise(instruction.operands[0], sources, both)
 
 
 def _after(function: Callable[..., Array], then: Callable[[Array], Array]) -> Callable[..., Array]:

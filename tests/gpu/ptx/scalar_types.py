@@ -21,8 +21,8 @@ def bits_of(type_: str) -> int:
     """Width of a register of this type; a predicate counts as one bit."""
     if type_ == "pred":
         return 1
-    if type_.endswith("16x2"):
-        return 32
+    if type_.endswith("x2"):
+        return 2 * bits_of(type_.removesuffix("x2"))
     found = re.fullmatch(r"(?:bf|[busf])(\d+)", type_)
     if found is None:
         raise NotImplementedError(f"PTX type .{type_}")
