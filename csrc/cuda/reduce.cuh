@@ -1,22 +1,13 @@
-// From the lanes of a thread block to the partial statistics of one token.
+// Reductions over a warp, and over the warps of a block.
 #pragma once
 
-#include "../core/merge.h"
-#include "../core/online.h"
-#include "lane.cuh"
+#include <cuda_runtime.h>
 
 namespace bgkd {
 
 constexpr int kWarpSize = 32;
 constexpr int kMaxWarps = 8;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-// One of these per thread block, in shared memory.
-struct ReductionBuffer {
-  float maximum[2][kMaxWarps];  // student, teacher
-  uint32_t argmax[2][kMaxWarps];
-  float sum[kNumStats][kMaxWarps];
-};
 
 __device__ __forceinline__ int warp_of_thread() { return threadIdx.x / kWarpSize; }
 __device__ __forceinline__ int num_warps() { return blockDim.x / kWarpSize; }
@@ -51,39 +42,6 @@ __device__ __forceinline__ float sum_over_warps(const float (&values)[kMaxWarps]
 #pragma unroll 1
   for (int warp = 1; warp < num_warps(); ++warp) sum += values[warp];
   return sum;
-}
-
-// The sums of a lane by name; absent ones are 0 and cost nothing.
-template <class F, uint32_t kFeatures>
-__device__ __forceinline__ TokenStats sums_of(const LaneStats<F, kFeatures>& lane) {
-  TokenStats s{};
-  s[kStudentSum] = lane.student_sum.value;
-  s[kStudentH] = lane.student_h.value;
-  s[kTeacherSum] = lane.teacher_sum.value;
-  s[kTeacherH] = lane.teacher_h.value;
-  s[kForward] = lane.forward.value;
-  s[kReverse] = lane.reverse.value;
-  s[kPower] = lane.power.value;
-  s[kSoftStudentSum] = lane.soft_student_sum.value;
-  s[kSoftTeacherSum] = lane.soft_teacher_sum.value;
-  s[kSoftForward] = lane.soft_forward.value;
-  s[kSoftReverse] = lane.soft_reverse.value;
-  return s;
-}
-
-BGKD_INLINE constexpr bool is_sum(int stat) {
-  switch (stat) {
-    case kStudentMax:
-    case kStudentArgmax:
-    case kStudentAtLabel:
-    case kTeacherMax:
-    case kTeacherArgmax:
-    case kStudentAtArgmax:
-    case kTeacherAtLabel:
-      return false;
-    default:
-      return true;
-  }
 }
 
 }  // namespace bgkd
