@@ -72,4 +72,39 @@ inline int64_t stats_workspace_floats(const CudaPlan& plan, int64_t num_tokens, 
   return plan.parts == 1 ? 0 : plan.parts * num_rows(features) * num_tokens;
 }
 
+// How a row is kept on the chip: `cluster` thread blocks take `columns_per_part` columns each, of
+// both tensors. cluster = 0: it does not fit.
+struct FusedPlan {
+  int cluster;
+  int threads;
+  int64_t columns_per_part;
+  int64_t shared_bytes;  // of each block, dynamic
+};
+
+// What a device offers (cudaDeviceProp).
+struct SharedMemory {
+  int64_t per_block;  // sharedMemPerBlockOptin
+  int64_t per_sm;     // sharedMemPerMultiprocessor
+  int max_cluster;    // 8 from sm_90 on (what every such device can do), 1 before
+};
+
+inline FusedPlan plan_fused_launch(int64_t num_columns, int64_t element_size,
+                                   const SharedMemory& memory) {
+  // The kernel's own variables, and 1 KB that the system reserves for each block.
+  constexpr int64_t kReserved = 2048;
+  const int64_t round = kCudaThreads * kCudaBytesPerThread / element_size;
+  // Two blocks on an SM, so that one reads while the other one reduces; else one.
+  for (const int64_t limit : {memory.per_sm / 2, memory.per_block}) {
+    for (int cluster = 1; cluster <= memory.max_cluster; cluster *= 2) {
+      const int64_t columns = (num_columns + cluster - 1) / cluster;
+      const int64_t rounds = std::max<int64_t>(1, (columns + round - 1) / round);
+      const int64_t bytes = 2 * rounds * kCudaThreads * kCudaBytesPerThread;
+      if (bytes + kReserved <= std::min(limit, memory.per_block)) {
+        return {cluster, kCudaThreads, rounds * round, bytes};
+      }
+    }
+  }
+  return {0, kCudaThreads, 0, 0};
+}
+
 }  // namespace bgkd

@@ -79,36 +79,43 @@ __device__ __forceinline__ void write_zeros(const GradientPart<T>& part, int beg
   }
 }
 
-// element(z, t): the gradient at a column. Every thread overwrites only what it has read itself, so
-// dz may be the student's logits.
+// Writes block `block` of this thread; element(z, t): the gradient at a column. kWhole: all of the
+// block lies in the row, and dz is aligned.
+template <bool kWhole, class T, class Columns, class Element>
+__device__ __forceinline__ void write_block(const GradientPart<T>& part, int block,
+                                            const Columns& z, const Columns& t,
+                                            const ExtraTerm& first, const ExtraTerm& second,
+                                            const Element& element) {
+  constexpr int kSize = kVectorSize<T>;
+#pragma unroll
+  for (int i = 0; i < kVectorsPerBlock; ++i) {
+    const int column = column_of<T>(block, i * kSize);
+    float gradient[kSize];
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) {
+      gradient[k] = element(z[i * kSize + k], t[i * kSize + k]).value;
+    }
+    add_extra<T>(gradient, column, first);
+    add_extra<T>(gradient, column, second);
+    if constexpr (kWhole) {
+      store_vector(part.dz + column, gradient);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kSize; ++k) {
+        if (column + k < part.row.num_columns) part.dz[column + k] = from_float<T>(gradient[k]);
+      }
+    }
+  }
+}
+
+// Every thread overwrites only what it has read itself, so dz may be the student's logits.
 template <class T, bool kReadsTeacher, class Element>
 __device__ __forceinline__ void write_gradient(const GradientPart<T>& part, const ExtraTerm& first,
                                                const ExtraTerm& second, const Element& element) {
-  constexpr int kSize = kVectorSize<T>;
   const bool aligned = is_aligned(part.row) && is_16_byte_aligned(part.dz);
   sweep<T, Lane<true>, kReadsTeacher>(
       part.row, aligned, [&](const auto& z, const auto& t, int block, auto is_whole) {
-#pragma unroll
-        for (int i = 0; i < kVectorsPerBlock; ++i) {
-          const int column = column_of<T>(block, i * kSize);
-          float gradient[kSize];
-#pragma unroll
-          for (int k = 0; k < kSize; ++k) {
-            gradient[k] = element(z[i * kSize + k], t[i * kSize + k]).value;
-          }
-          add_extra<T>(gradient, column, first);
-          add_extra<T>(gradient, column, second);
-          if constexpr (decltype(is_whole)::value) {
-            store_vector(part.dz + column, gradient);
-          } else {
-#pragma unroll
-            for (int k = 0; k < kSize; ++k) {
-              if (column + k < part.row.num_columns) {
-                part.dz[column + k] = from_float<T>(gradient[k]);
-              }
-            }
-          }
-        }
+        write_block<decltype(is_whole)::value>(part, block, z, t, first, second, element);
       });
   write_zeros(part, part.row.num_columns);
 }

@@ -97,6 +97,13 @@ __device__ __forceinline__ int64_t argmax_over_warps(const uint32_t (&argmax)[kM
   return column == 0xffffffffu ? 0 : column;
 }
 
+// neutral_stats() of merge.h, one statistic at a time.
+__device__ __forceinline__ float neutral_value(int stat) {
+  if (stat == kStudentMax || stat == kTeacherMax) return kLowest;
+  if (stat == kStudentArgmax || stat == kTeacherArgmax) return static_cast<float>(kMaxVocabSize);
+  return 0.f;
+}
+
 // Partial statistic `stat` of the part, from what the warps have published. For one thread.
 template <class T>
 __device__ __forceinline__ float partial_statistic(int stat, const ReductionBuffer& buffer,

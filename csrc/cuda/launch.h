@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../fused_loss.h"
 #include "../launch_plan.h"
 #include "../vocab_fdiv.h"
 #include "../vocab_stats.h"
@@ -30,5 +31,9 @@ cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float*
 // Its gradient.
 cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaPlan& plan,
                                        cudaStream_t stream);
+
+// Losses and gradient from one read. Fails with cudaErrorInvalidConfiguration when no cluster can
+// hold a row (plan.cluster = 0).
+cudaError_t launch_fused_loss(const FusedArgs& args, const FusedPlan& plan, cudaStream_t stream);
 
 }  // namespace bgkd

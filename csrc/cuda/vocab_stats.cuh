@@ -20,13 +20,6 @@ __device__ __forceinline__ void store_by_thread(float* partial, int64_t num_toke
   if (row >= 0) partial[row * num_tokens + token] = value(static_cast<int>(threadIdx.x));
 }
 
-// neutral_stats() of merge.h, one statistic at a time.
-__device__ __forceinline__ float neutral_value(int stat) {
-  if (stat == kStudentMax || stat == kTeacherMax) return kLowest;
-  if (stat == kStudentArgmax || stat == kTeacherArgmax) return static_cast<float>(kMaxVocabSize);
-  return 0.f;
-}
-
 // Grid: (num_tokens, parts). kFeatures: a superset of args.params.features. partial: [parts, rows,
 // num_tokens].
 template <class T, uint32_t kFeatures>

@@ -1,0 +1,162 @@
+// One read of both rows, one write of the gradient: a cluster of thread blocks keeps a row in its
+// shared memory from the statistics to the gradient.
+#pragma once
+
+#include "../core/gradient.h"
+#include "../fused_loss.h"
+#include "cluster.cuh"
+#include "gradient_row.cuh"
+#include "lane_reduction.cuh"
+
+namespace bgkd {
+
+// What a thread has read, for itself alone: no barrier is needed between writing and reading it.
+// Thread i keeps 16-byte vector n at [n][i], so that a warp's accesses fall on all banks.
+struct RowCache {
+  uint4* vectors;
+
+  __device__ __forceinline__ uint4& at(int n) const {
+    return vectors[n * blockDim.x + threadIdx.x];
+  }
+
+  template <class Columns>
+  __device__ __forceinline__ void keep(const Columns& columns, int first) const {
+#pragma unroll
+    for (int i = 0; i < kVectorsPerBlock; ++i) {
+      at(first + i) = make_uint4(columns.word[4 * i], columns.word[4 * i + 1],
+                                 columns.word[4 * i + 2], columns.word[4 * i + 3]);
+    }
+  }
+  template <class Columns>
+  __device__ __forceinline__ void recall(Columns& columns, int first) const {
+#pragma unroll
+    for (int i = 0; i < kVectorsPerBlock; ++i) {
+      const uint4 v = at(first + i);
+      columns.word[4 * i] = v.x, columns.word[4 * i + 1] = v.y;
+      columns.word[4 * i + 2] = v.z, columns.word[4 * i + 3] = v.w;
+    }
+  }
+};
+
+struct FusedShared {
+  ReductionBuffer buffer;
+  TokenStats partial;  // of this block's part; the other blocks of the cluster read it
+  RowGradient row;
+  int64_t label, argmax;
+};
+
+// For one thread: the cluster's partial statistics in the order of its blocks, merged and
+// evaluated. Every block does the same and gets the same bits.
+__device__ __forceinline__ void evaluate_row(FusedShared& shared, const FusedArgs& args,
+                                             int64_t token) {
+  TokenStats sum = of_block(shared.partial, 0);
+  for (unsigned rank = 1; rank < cluster_size(); ++rank) {
+    sum = merge(sum, of_block(shared.partial, rank), args.params);
+  }
+  const TokenStats global = finalize(sum, args.params);
+  TokenStats upstream;
+  const TokenLoss loss = evaluate(args.objective, global, upstream);
+  shared.row = row_gradient(global, upstream, args.params);
+  shared.label = args.labels.ids == nullptr ? -1 : args.labels.ids[token];
+  shared.argmax = static_cast<int64_t>(global[kTeacherArgmax]);
+  if (cluster_rank() != 0) return;
+  store_stats(global, args.global, args.num_tokens, token, args.params.features);
+  const float losses[kNumTokenLosses] = {loss.loss, loss.hard, loss.soft, loss.soft_weight};
+  for (int i = 0; i < kNumTokenLosses; ++i) args.losses[i * args.num_tokens + token] = losses[i];
+}
+
+template <class T>
+__device__ __forceinline__ void skip_row(const FusedArgs& args, const GradientPart<T>& part,
+                                         int64_t token) {
+  write_zeros(part, 0);
+  if (blockIdx.y != 0 || threadIdx.x != 0) return;
+  store_stats(TokenStats{}, args.global, args.num_tokens, token, args.params.features);
+  for (int i = 0; i < kNumTokenLosses; ++i) args.losses[i * args.num_tokens + token] = 0.f;
+}
+
+// Grid: (num_tokens, blocks of a cluster); cluster (1, the same). Dynamic shared memory: both parts
+// of the row. kFeatures: a superset of args.params.features, with a teacher.
+template <class T, uint32_t kFeatures>
+__global__ void __launch_bounds__(kCudaThreads, 2)
+    fused_kernel(const FusedArgs args, int64_t columns_per_part) {
+  using Columns = PackedBlock<T, Lane<true>, kVectorsPerBlock>;
+  extern __shared__ uint4 vectors[];
+  __shared__ FusedShared shared;
+  const int64_t token = blockIdx.x;
+  const GradientPart<T> part = gradient_part<T>(args.logits, args.grad, args.grad_stride,
+                                                args.grad_columns, token, columns_per_part);
+  // The same for all threads of the cluster.
+  if (args.labels.skipped(token)) return skip_row(args, part, token);
+
+  // ---- statistics of this part; every thread keeps what it reads
+  const int blocks = num_blocks(part.row);
+  const RowCache z_cache{vectors};
+  const RowCache t_cache{vectors + blocks * kVectorsPerBlock * blockDim.x};
+  LaneStats<Lane<false>, kFeatures> lane;
+  sweep<T, Lane<false>, true>(part.row, is_aligned(part.row),
+                              [&](const auto& z, const auto& t, int block, auto) {
+                                z_cache.keep(z, block * kVectorsPerBlock);
+                                t_cache.keep(t, block * kVectorsPerBlock);
+                                update(lane, z, t, static_cast<float>(block),
+                                       args.params.inv_temperature, args.params.power_exponent);
+                              });
+  reduce_lanes(lane, shared.buffer, part.row, args.params, [&](auto& checked) {
+    for (int block = 0; block < blocks; ++block) {
+      Columns z, t;
+      z_cache.recall(z, block * kVectorsPerBlock);
+      t_cache.recall(t, block * kVectorsPerBlock);
+      update(checked, z, t, static_cast<float>(block), args.params.inv_temperature,
+             args.params.power_exponent);
+    }
+  });
+  const int stat = threadIdx.x;
+  if (stat < kNumStats) {
+    // Labels, where there are none, are not read; other statistics without a feature are 0.
+    const bool is_absent =
+        args.labels.ids == nullptr && (stat == kStudentAtLabel || stat == kTeacherAtLabel);
+    shared.partial[stat] =
+        part.row.num_columns == 0 || is_absent
+            ? neutral_value(stat)
+            : partial_statistic(stat, shared.buffer, part.row, args.logits, args.labels, token);
+  }
+
+  // ---- the objective
+  cluster_sync();  // all partial statistics of the cluster are there, and all rows have been read
+  if (threadIdx.x == 0) evaluate_row(shared, args, token);
+  // Barrier: the coefficients are there; and no block leaves while another one reads its
+  // statistics.
+  cluster_sync();
+
+  // ---- the gradient
+  const RowGradient row = shared.row;
+  if (row.kind == GradientKind::kZero) return write_zeros(part, 0);
+  const ExtraTerm label{column_of_token(part, shared.label, 0), row.at_label};
+  const ExtraTerm argmax{column_of_token(part, shared.argmax, 0), row.at_argmax};
+  const bool aligned = is_16_byte_aligned(part.dz);
+  const int columns_per_block = blockDim.x * kBlockColumns<T>;
+  const auto write = [&](const auto& element) {
+    for (int block = 0; block < blocks; ++block) {
+      Columns z, t;
+      z_cache.recall(z, block * kVectorsPerBlock);
+      t_cache.recall(t, block * kVectorsPerBlock);
+      if (aligned && (block + 1) * columns_per_block <= part.row.num_columns) {
+        write_block<true>(part, block, z, t, label, argmax, element);
+      } else {
+        write_block<false>(part, block, z, t, label, argmax, element);
+      }
+    }
+    write_zeros(part, part.row.num_columns);
+  };
+  using F = Lane<true>;
+  if constexpr (kFeatures & kSoftened) {
+    if (row.kind == GradientKind::kSoftened) {
+      return write([&](F z, F t) { return element_gradient<GradientKind::kSoftened>(row, z, t); });
+    }
+  }
+  if (row.kind == GradientKind::kGeneral) {
+    return write([&](F z, F t) { return element_gradient<GradientKind::kGeneral>(row, z, t); });
+  }
+  write([&](F z, F t) { return element_gradient<GradientKind::kLinear>(row, z, t); });
+}
+
+}  // namespace bgkd
