@@ -20,4 +20,14 @@ struct FusedArgs {
   int64_t grad_columns;
 };
 
+// The CPU's kernels of one instruction set.
+struct FusedCpuKernels {
+  void (*stats)(const StatsArgs& args, int64_t begin, int64_t end);
+  void (*gradient)(const GradientArgs& args, int64_t begin, int64_t end);
+};
+
+// partial, upstream: scratch memory, [rows, num_tokens] each.
+void fused_tokens(const FusedArgs& args, const FusedCpuKernels& kernels, float* partial,
+                  float* upstream, int64_t begin, int64_t end);
+
 }  // namespace bgkd

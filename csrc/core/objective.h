@@ -31,6 +31,13 @@ struct TokenLoss {
 };
 constexpr int kNumTokenLosses = 4;
 
+BGKD_INLINE void store_loss(const TokenLoss& token, float* losses, int64_t num_tokens, int64_t i) {
+  losses[i] = token.loss;
+  losses[num_tokens + i] = token.hard;
+  losses[2 * num_tokens + i] = token.soft;
+  losses[3 * num_tokens + i] = token.soft_weight;
+}
+
 // Features that `objective` reads.
 constexpr uint32_t objective_features(const ObjectiveParams& objective) {
   uint32_t features = objective.hard == HardLabel::kData ? kLabel : kTeacher;

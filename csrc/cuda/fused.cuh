@@ -61,8 +61,7 @@ __device__ __forceinline__ void evaluate_row(FusedShared& shared, const FusedArg
   shared.argmax = static_cast<int64_t>(global[kTeacherArgmax]);
   if (cluster_rank() != 0) return;
   store_stats(global, args.global, args.num_tokens, token, args.params.features);
-  const float losses[kNumTokenLosses] = {loss.loss, loss.hard, loss.soft, loss.soft_weight};
-  for (int i = 0; i < kNumTokenLosses; ++i) args.losses[i * args.num_tokens + token] = losses[i];
+  store_loss(loss, args.losses, args.num_tokens, token);
 }
 
 template <class T>
@@ -71,7 +70,7 @@ __device__ __forceinline__ void skip_row(const FusedArgs& args, const GradientPa
   write_zeros(part, 0);
   if (blockIdx.y != 0 || threadIdx.x != 0) return;
   store_stats(TokenStats{}, args.global, args.num_tokens, token, args.params.features);
-  for (int i = 0; i < kNumTokenLosses; ++i) args.losses[i * args.num_tokens + token] = 0.f;
+  store_loss(TokenLoss{}, args.losses, args.num_tokens, token);
 }
 
 // Grid: (num_tokens, blocks of a cluster); cluster (1, the same). Dynamic shared memory: both parts
