@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,6 +38,27 @@ def narrowest_access(kernel: Kernel) -> int:
     return min([*sizes, 4])
 
 
+@dataclass
+class Arena:
+    """Device memory as a launch finds it."""
+
+    memory: Memory
+    used: int  # bytes; nothing exists beyond
+    allocations: list[tuple[int, int, str]]  # offset, size, name
+    variables: dict[str, int]  # addresses of the module's variables
+
+
+@dataclass(frozen=True)
+class Options:
+    """See Device.launch."""
+
+    seed: int = 0
+    noise: float = 0.0
+    profile: bool = False
+    max_lanes: int = 1 << 15
+    max_steps: int = 500_000
+
+
 class Launch:
     NUM_SMS = 132
 
@@ -44,19 +66,16 @@ class Launch:
         self,
         module: Module,
         kernel: Kernel,
-        memory: Memory,
+        arena: Arena,
         findings: Findings,
         grid: Size3,
         block: Size3,
         cluster: Size3 | None,
         dynamic_shared: int,
-        seed: int,
-        noise: float,
-        profile: bool,
-        max_lanes: int,
-        max_steps: int,
+        options: Options,
     ) -> None:
-        self.module, self.kernel, self.memory, self.findings = module, kernel, memory, findings
+        self.module, self.kernel, self.arena, self.findings = module, kernel, arena, findings
+        self.memory = arena.memory
         self.grid, self.block = grid, block
         self.explicit_cluster = cluster is not None or kernel.cluster is not None
         self.cluster = cluster or kernel.cluster or (1, 1, 1)
@@ -64,15 +83,15 @@ class Launch:
         self.num_blocks = math.prod(grid)
         self.dynamic_shared = dynamic_shared
         self._check_sizes()
-        self.seed, self.noise = seed, noise
-        self.rng = np.random.default_rng(seed)
-        self.profile = Profile() if profile else None
-        self.max_steps, self.steps = max_steps, 0
+        self.seed, self.noise = options.seed, options.noise
+        self.rng = np.random.default_rng(options.seed)
+        self.profile = Profile() if options.profile else None
+        self.max_steps, self.steps = options.max_steps, 0
         per_cluster = self.block_size * self.cluster_size
-        self.blocks_at_once = max(1, max_lanes // per_cluster) * self.cluster_size
+        self.blocks_at_once = max(1, options.max_lanes // per_cluster) * self.cluster_size
         self.program = Program(kernel)
         self.grain = narrowest_access(kernel)
-        self.shadow = Shadow(memory.size, self.grain)
+        self.shadow = Shadow(arena.used, self.grain)
         self.knowledge = Knowledge(self.num_blocks)
         self.coordinates = self._block_coordinates()
         self.parameters = Memory(max(256, kernel.parameter_bytes))
@@ -80,8 +99,6 @@ class Launch:
         self.shared_addresses: dict[str, int] = {}
         self.shared_ranges: list[tuple[int, int]] = []
         self.shared_stride = self._lay_out_shared()
-        self.global_addresses: dict[str, int] = {}
-        self.allocations: list[tuple[int, int, str]] = []
 
     def _check_sizes(self) -> None:
         name, limit = self.kernel.name, self.kernel.max_threads
@@ -166,7 +183,7 @@ class Launch:
         self.parameters.flags[: self.kernel.parameter_bytes] |= WRITTEN  # padding too
 
     def address_of(self, name: str) -> int:
-        for table in (self.shared_addresses, self.global_addresses):
+        for table in (self.shared_addresses, self.arena.variables):
             if name in table:
                 return table[name]
         if name in self.parameter_offsets:
@@ -181,10 +198,10 @@ class Launch:
         return f"nearest is {_readable(name)} + {near[name]}"
 
     def nearest_global(self, offset: int) -> str:
-        if offset < 0 or not self.allocations:
+        if offset < 0 or not self.arena.allocations:
             return "no such address"
         start, size, name = min(
-            self.allocations, key=lambda a: max(a[0] - offset, offset - a[0] - a[1], 0)
+            self.arena.allocations, key=lambda a: max(a[0] - offset, offset - a[0] - a[1], 0)
         )
         return f"nearest is {name} ({size} bytes), offset {offset - start}"
 
