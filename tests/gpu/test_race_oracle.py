@@ -1,8 +1,9 @@
 """The race detector against complete vector clocks, on random programs.
 
 All threads run the same straight line: accesses by a few of them, and barriers. Each access is of
-one of three words: one in device memory, one in the shared memory of each block of a cluster. What happens before what follows
-from the program alone, so an oracle can say whether it has a race, and every schedule must agree.
+one of three words: one in device memory, one in the shared memory of each block of a cluster. What
+happens before what follows from the program alone, so an oracle can say whether it has a race, and
+every schedule must agree.
 """
 
 from __future__ import annotations
