@@ -11,15 +11,21 @@ import numpy as np
 
 from .clocks import Knowledge
 from .findings import Findings
-from .machine import Machine, Program
+from .machine import Machine
 from .memory import FIRST_SHARED, PARAMETER_WINDOW, WRITTEN, Memory
 from .profile import Profile
+from .program import Program
 from .scalar_types import bits_of
 from .shadow import Shadow
 from .syntax import Kernel, Module, Variable
 
 Size3 = tuple[int, int, int]
 APART = 256  # bytes between shared variables, so that running past one is noticed
+
+# Bytes of shared memory that a block may ask for, and blocks that a cluster may have.
+SHARED_LIMITS = {"sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_120": 99}
+DEFAULT_SHARED_LIMIT = 227  # sm_90, sm_100, sm_103
+LARGEST_CLUSTER = 16
 
 
 def size3(sizes: int | Sequence[int]) -> Size3:
@@ -99,6 +105,7 @@ class Launch:
         self.shared_addresses: dict[str, int] = {}
         self.shared_ranges: list[tuple[int, int]] = []
         self.shared_stride = self._lay_out_shared()
+        self._check_shared()
 
     def _check_sizes(self) -> None:
         name, limit = self.kernel.name, self.kernel.max_threads
@@ -112,12 +119,21 @@ class Launch:
             self._refuse(f"cluster {self.cluster} is not __cluster_dims__ {self.kernel.cluster}")
         if any(g % c for g, c in zip(self.grid, self.cluster, strict=True)):
             self._refuse(f"grid {self.grid} is no multiple of the cluster {self.cluster}")
+        if self.cluster_size > LARGEST_CLUSTER:
+            self._refuse(f"cluster {self.cluster} has more than {LARGEST_CLUSTER} blocks")
         if self.kernel.local_bytes:
             self.findings.fatal(
                 "local memory", name,
                 f"{name} keeps {self.kernel.local_bytes} bytes of local memory for each thread;"
                 " index arrays with compile-time constants",
             )  # fmt: skip
+
+    def _check_shared(self) -> None:
+        target = self.module.target.rstrip("af")
+        limit = SHARED_LIMITS.get(target, DEFAULT_SHARED_LIMIT) * 1024
+        total = sum(size for _, size in self.shared_ranges)
+        if total > limit:
+            self._refuse(f"{total} bytes of shared memory for a block, {target} has {limit}")
 
     def _refuse(self, why: str) -> None:
         self.findings.fatal("launch", (self.kernel.name, why), f"{self.kernel.name}: {why}")
