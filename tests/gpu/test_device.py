@@ -90,3 +90,23 @@ def test_wild_pointer(address: int) -> None:
         device = ptx.Device()
         device.launch(kernel(body, 1), "k", 1, 32, [np.uint64(address)])
         assert [finding.kind for finding in device.findings] == ["out of bounds"]
+
+
+def test_limits_of_a_launch() -> None:
+    module = ptx.parse(
+        HEADER + ".extern .shared .align 16 .b8 dynamic[];\n.visible .entry k() .maxntid 64"
+        "{ .reg .b32 %r<2>; mov.u32 %r0, dynamic; st.shared.u32 [%r0], 1; ret; }"
+    )
+    launches: list[tuple[str, dict[str, object]]] = [
+        ("is larger than __launch_bounds__", {"block": 96}),
+        ("has 232448", {"dynamic_shared": 228 * 1024}),
+        ("is no multiple of the cluster", {"cluster": 3}),
+        ("more than 16 blocks", {"cluster": 32}),
+        ("grid (0, 1, 1)", {"grid": 0}),
+    ]
+    for message, changed in launches:
+        device = ptx.Device()
+        given: dict[str, object] = {"grid": 32, "block": 64, "dynamic_shared": 16, **changed}
+        device.launch(module, "k", arguments=[], **given)  # type: ignore[arg-type]
+        assert [finding.kind for finding in device.findings] == ["launch"]
+        assert message in str(device.findings[0])

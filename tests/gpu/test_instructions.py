@@ -357,3 +357,14 @@ def test_later_reads_count(second: str) -> None:
     device = ptx.Device()
     device.launch(kernel(body, 0), "k", 1, 32, [])
     assert {finding.kind for finding in device.findings} == (set() if second else {"race"})
+
+
+def test_read_only_load_of_what_was_written() -> None:
+    """Reading before the write, as a gradient in place does, is another matter."""
+    place = "mad.lo.u64 %d1, %d0, 4, %d8;"
+    read, write = "ld.global.nc.u32 %r3, [%d1];", "st.global.u32 [%d1], %r0;"
+    for body, kinds in ((read + write, set()), (write + read, {"read-only load"})):
+        device = ptx.Device()
+        x = device.upload(np.zeros(64, np.uint32), "x")
+        device.launch(kernel(place + body, 1), "k", 1, 64, [x])
+        assert {finding.kind for finding in device.findings} == kinds

@@ -132,9 +132,24 @@ def check(m: Machine, instruction: Instruction, place: Place, size: int, kind: i
             offsets, size, place.lanes, kind, instruction.index, m.clocks,
             lambda race: _report_race(m, instruction, place.space, race),
         )  # fmt: skip
+        if instruction.has("nc"):
+            _check_read_only(m, instruction, place, size)
     if m.profile is not None:
         what = {READ: "load", STRONG_READ: "load"}.get(kind, "store")
         m.profile.access(what, place.space, offsets, size, m.warp_of(place.lanes))
+
+
+def _check_read_only(m: Machine, instruction: Instruction, place: Place, size: int) -> None:
+    """.nc (what `const __restrict__` becomes) may return what a cache held before the write."""
+    assert place.shadow is not None
+    written = place.shadow.was_written(place.offsets, size)
+    if written.any():
+        lane = place.lanes[np.flatnonzero(written)[0]]
+        m.findings.add(
+            "read-only load", m.place(instruction),
+            f"{m.who(lane)} at {m.describe(instruction)} reads what this launch has written;"
+            " the load may come from a cache that does not know",
+        )  # fmt: skip
 
 
 def _misaligned_or_outside(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .findings import FatalFindingError, Finding, Findings
-from .launch import Launch, size3
+from .launch import Arena, Launch, Options, size3
 from .memory import GLOBAL_BASE, WRITTEN, Memory
 from .profile import Profile
 from .syntax import Kernel, Module
@@ -80,7 +80,7 @@ class Device:
         self._findings = Findings()
         self._top = 4096
         self._allocations: list[tuple[int, int, str]] = []
-        self._variables: dict[tuple[int, str], int] = {}
+        self._modules: dict[int, tuple[Module, dict[str, int]]] = {}
 
     @property
     def findings(self) -> list[Finding]:
@@ -165,40 +165,46 @@ class Device:
         threads, after which a launch counts as a livelock.
         """
         found = module.kernel(kernel)
+        values = _as_bytes(found, arguments)
         before = len(self.findings)
         grid3, block3 = size3(grid), size3(block)
         cluster3 = None if cluster is None else size3(cluster)
-        steps, counted = 0, None
+        variables = self._place_variables(module, found)
+        arena = Arena(self.memory, self._top, self._allocations, variables)
+        options = Options(seed, noise, profile, max_lanes, max_steps)
+        run: Launch | None = None
         try:
             run = Launch(
-                module, found, self.memory, self._findings, grid3, block3, cluster3,
-                dynamic_shared, seed, noise, profile, max_lanes, max_steps,
-            )  # fmt: skip
-            run.set_parameters(_as_bytes(found, arguments))
-            run.global_addresses = self._place_variables(module, found)
-            run.allocations = self._allocations
-            counted = run.profile
-            try:
-                run.run()
-            finally:
-                steps = run.steps
+                module,
+                found,
+                arena,
+                self._findings,
+                grid3,
+                block3,
+                cluster3,
+                dynamic_shared,
+                options,
+            )
+            run.set_parameters(values)
+            run.run()
         except FatalFindingError:
             pass
         return LaunchReport(
             found.name, grid3, block3, cluster3 or found.cluster or (1, 1, 1), dynamic_shared,
-            self.findings[before:], steps, counted,
+            self.findings[before:], run.steps if run else 0, run.profile if run else None,
         )  # fmt: skip
 
     def _place_variables(self, module: Module, kernel: Kernel) -> dict[str, int]:
         """Addresses of the .global and .const variables it uses; they keep their values."""
-        for name in kernel.symbols() & module.variables.keys():
+        # the module is kept, so that no other one gets its id
+        _, addresses = self._modules.setdefault(id(module), (module, {}))
+        for name in kernel.symbols() & module.variables.keys() - addresses.keys():
             variable = module.variables[name]
-            if variable.space == "shared" or (id(module), name) in self._variables:
-                continue
-            data = np.zeros(variable.size, np.uint8)
-            data[: len(variable.data)] = np.frombuffer(variable.data, np.uint8)
-            self._variables[id(module), name] = self.upload(data, name).address
-        return {name: a for (owner, name), a in self._variables.items() if owner == id(module)}
+            if variable.space != "shared":
+                data = np.zeros(variable.size, np.uint8)
+                data[: len(variable.data)] = np.frombuffer(variable.data, np.uint8)
+                addresses[name] = self.upload(data, name).address
+        return addresses
 
 
 def _as_bytes(kernel: Kernel, arguments: Sequence[object]) -> list[bytes]:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .clocks import Knowledge
 from .findings import Findings
-from .machine import Machine, Program
+from .machine import Machine
 from .memory import FIRST_SHARED, PARAMETER_WINDOW, WRITTEN, Memory
 from .profile import Profile
+from .program import Program
 from .scalar_types import bits_of
 from .shadow import Shadow
 from .syntax import Kernel, Module, Variable
 
 Size3 = tuple[int, int, int]
 APART = 256  # bytes between shared variables, so that running past one is noticed
+
+# Bytes of shared memory that a block may ask for, and blocks that a cluster may have.
+SHARED_LIMITS = {"sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_120": 99}
+DEFAULT_SHARED_LIMIT = 227  # sm_90, sm_100, sm_103
+LARGEST_CLUSTER = 16
 
 
 def size3(sizes: int | Sequence[int]) -> Size3:
@@ -37,6 +44,27 @@ def narrowest_access(kernel: Kernel) -> int:
     return min([*sizes, 4])
 
 
+@dataclass
+class Arena:
+    """Device memory as a launch finds it."""
+
+    memory: Memory
+    used: int  # bytes; nothing exists beyond
+    allocations: list[tuple[int, int, str]]  # offset, size, name
+    variables: dict[str, int]  # addresses of the module's variables
+
+
+@dataclass(frozen=True)
+class Options:
+    """See Device.launch."""
+
+    seed: int = 0
+    noise: float = 0.0
+    profile: bool = False
+    max_lanes: int = 1 << 15
+    max_steps: int = 500_000
+
+
 class Launch:
     NUM_SMS = 132
 
@@ -44,19 +72,16 @@ class Launch:
         self,
         module: Module,
         kernel: Kernel,
-        memory: Memory,
+        arena: Arena,
         findings: Findings,
         grid: Size3,
         block: Size3,
         cluster: Size3 | None,
         dynamic_shared: int,
-        seed: int,
-        noise: float,
-        profile: bool,
-        max_lanes: int,
-        max_steps: int,
+        options: Options,
     ) -> None:
-        self.module, self.kernel, self.memory, self.findings = module, kernel, memory, findings
+        self.module, self.kernel, self.arena, self.findings = module, kernel, arena, findings
+        self.memory = arena.memory
         self.grid, self.block = grid, block
         self.explicit_cluster = cluster is not None or kernel.cluster is not None
         self.cluster = cluster or kernel.cluster or (1, 1, 1)
@@ -64,15 +89,15 @@ class Launch:
         self.num_blocks = math.prod(grid)
         self.dynamic_shared = dynamic_shared
         self._check_sizes()
-        self.seed, self.noise = seed, noise
-        self.rng = np.random.default_rng(seed)
-        self.profile = Profile() if profile else None
-        self.max_steps, self.steps = max_steps, 0
+        self.seed, self.noise = options.seed, options.noise
+        self.rng = np.random.default_rng(options.seed)
+        self.profile = Profile() if options.profile else None
+        self.max_steps, self.steps = options.max_steps, 0
         per_cluster = self.block_size * self.cluster_size
-        self.blocks_at_once = max(1, max_lanes // per_cluster) * self.cluster_size
+        self.blocks_at_once = max(1, options.max_lanes // per_cluster) * self.cluster_size
         self.program = Program(kernel)
         self.grain = narrowest_access(kernel)
-        self.shadow = Shadow(memory.size, self.grain)
+        self.shadow = Shadow(arena.used, self.grain)
         self.knowledge = Knowledge(self.num_blocks)
         self.coordinates = self._block_coordinates()
         self.parameters = Memory(max(256, kernel.parameter_bytes))
@@ -80,8 +105,7 @@ class Launch:
         self.shared_addresses: dict[str, int] = {}
         self.shared_ranges: list[tuple[int, int]] = []
         self.shared_stride = self._lay_out_shared()
-        self.global_addresses: dict[str, int] = {}
-        self.allocations: list[tuple[int, int, str]] = []
+        self._check_shared()
 
     def _check_sizes(self) -> None:
         name, limit = self.kernel.name, self.kernel.max_threads
@@ -95,12 +119,21 @@ class Launch:
             self._refuse(f"cluster {self.cluster} is not __cluster_dims__ {self.kernel.cluster}")
         if any(g % c for g, c in zip(self.grid, self.cluster, strict=True)):
             self._refuse(f"grid {self.grid} is no multiple of the cluster {self.cluster}")
+        if self.cluster_size > LARGEST_CLUSTER:
+            self._refuse(f"cluster {self.cluster} has more than {LARGEST_CLUSTER} blocks")
         if self.kernel.local_bytes:
             self.findings.fatal(
                 "local memory", name,
                 f"{name} keeps {self.kernel.local_bytes} bytes of local memory for each thread;"
                 " index arrays with compile-time constants",
             )  # fmt: skip
+
+    def _check_shared(self) -> None:
+        target = self.module.target.rstrip("af")
+        limit = SHARED_LIMITS.get(target, DEFAULT_SHARED_LIMIT) * 1024
+        total = sum(size for _, size in self.shared_ranges)
+        if total > limit:
+            self._refuse(f"{total} bytes of shared memory for a block, {target} has {limit}")
 
     def _refuse(self, why: str) -> None:
         self.findings.fatal("launch", (self.kernel.name, why), f"{self.kernel.name}: {why}")
@@ -166,7 +199,7 @@ class Launch:
         self.parameters.flags[: self.kernel.parameter_bytes] |= WRITTEN  # padding too
 
     def address_of(self, name: str) -> int:
-        for table in (self.shared_addresses, self.global_addresses):
+        for table in (self.shared_addresses, self.arena.variables):
             if name in table:
                 return table[name]
         if name in self.parameter_offsets:
@@ -181,10 +214,10 @@ class Launch:
         return f"nearest is {_readable(name)} + {near[name]}"
 
     def nearest_global(self, offset: int) -> str:
-        if offset < 0 or not self.allocations:
+        if offset < 0 or not self.arena.allocations:
             return "no such address"
         start, size, name = min(
-            self.allocations, key=lambda a: max(a[0] - offset, offset - a[0] - a[1], 0)
+            self.arena.allocations, key=lambda a: max(a[0] - offset, offset - a[0] - a[1], 0)
         )
         return f"nearest is {name} ({size} bytes), offset {offset - start}"
 

@@ -153,6 +153,16 @@ class Shadow:
             if other_summary is not None:
                 other_summary.clear(where)
 
+    def was_written(self, offsets: Array, size: int) -> Array:
+        """For each access, whether this launch has written a part of it."""
+        cells, where, fold = self._locate(offsets, size)
+        written = np.zeros(len(where), bool)
+        for kind in (WRITE, STRONG_WRITE):
+            summary = cells.summaries[kind]
+            if summary is not None:
+                written |= summary.who.take(where) != 0
+        return np.asarray(written.reshape(-1, fold).any(axis=1))
+
     def _locate(self, offsets: Array, size: int) -> tuple[Cells, Array, int]:
         """The cells of these accesses, and how many each has."""
         units = offsets >> 4
