@@ -18,7 +18,7 @@ LOCAL := $(PIP) --no-build-isolation --editable
 all: install
 
 install: $(VENV)/.installed
-$(VENV)/.installed: pyproject.toml setup.py csrc/sources.txt $(shell find csrc -name '*.h' -o -name '*.cpp')
+$(VENV)/.installed: pyproject.toml setup.py csrc/sources.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch ($(TORCH)) and what the extension is built with ..."
 	$(PIP) "$(TORCH)" numpy packaging psutil "setuptools>=77" wheel ninja "pybind11>=3.0"
@@ -34,7 +34,7 @@ EXTRA = $(PY) -c "import tomllib; extras = tomllib.load(open('pyproject.toml', '
   $(PIP) -r $(VENV)/extra.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(call EXTRA,test lint)
+	$(call EXTRA,test lint gpu-proof)
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

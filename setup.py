@@ -2,7 +2,7 @@
 
 BGKD_CUDA=0 or 1 forbids or demands the CUDA kernels. Unset: they are built when torch is a CUDA
 build and a toolkit is found (CUDA_HOME). Whether a GPU is present plays no part, so that one image
-can build for another machine.
+can build for another machine; TORCH_CUDA_ARCH_LIST chooses the architectures.
 """
 
 import os
@@ -20,6 +20,17 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # library serves both.
 CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", *WARNINGS]
 X86 = platform.machine() in ("x86_64", "AMD64")
+NVCC_FLAGS = [
+    *("-std=c++20", "-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden"),
+    # The hardware's 2^x flushes subnormal results in any case. The rest of --use_fast_math would
+    # cost accuracy where it matters.
+    "-ftz=true",
+    # Registers that spill to memory cost the bandwidth that the kernels live on.
+    *("-Xptxas=-warn-spills,-warn-lmem-usage", "-Werror=all-warnings"),
+]
+# 8.0 also runs on 8.6 and 8.9, 10.0 on 10.3, and its PTX on what comes after; "a" code, and its
+# PTX, on that architecture alone.
+CUDA_ARCHITECTURES = "8.0;9.0a;10.0a;10.0+PTX"
 # The kernels' instruction sets. PyTorch picks among the same ones at run time
 # (ATEN_CPU_CAPABILITY), and so do the operators.
 INSTRUCTION_SETS = {"DEFAULT": []}
@@ -36,20 +47,29 @@ def sources(*kinds: str) -> list[str]:
     return [path for kind, path in (line for line in lines if line) if kind in kinds]
 
 
+def cuda_is_missing() -> str | None:
+    """What a CUDA build lacks here."""
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is not a CUDA build"
+    if not CUDA_HOME:
+        return "no CUDA toolkit is found: set CUDA_HOME"
+    # A script named nvcc in a folder of the PATH is not the toolkit.
+    headers = ("include/cuda_runtime_api.h", "targets/*/include/cuda_runtime_api.h")
+    if not any(path for pattern in headers for path in Path(CUDA_HOME).glob(pattern)):
+        return f"CUDA_HOME is {CUDA_HOME}, which has no {headers[0]}: set it to the toolkit"
+    return None
+
+
 def with_cuda() -> bool:
     wanted = os.environ.get("BGKD_CUDA", "")
     if wanted not in ("", "0", "1"):
         raise SystemExit(f"BGKD_CUDA must be 0, 1 or unset, got {wanted!r}")
-    possible = bool(torch.version.cuda and CUDA_HOME)
-    if wanted == "1" and not possible:
-        raise SystemExit(
-            f"BGKD_CUDA=1 needs a CUDA build of torch and a toolkit: torch {torch.__version__} has "
-            f"CUDA "
-            f"{torch.version.cuda}, CUDA_HOME is {CUDA_HOME}. Install both, or unset BGKD_CUDA."
-        )
-    if wanted == "1" and not sources("cuda"):
-        raise SystemExit("BGKD_CUDA=1: this version has no CUDA sources yet, unset it")
-    return possible and wanted != "0" and bool(sources("cuda"))
+    missing = cuda_is_missing()
+    if wanted == "1" and missing:
+        raise SystemExit(f"BGKD_CUDA=1 cannot be done, {missing}. Or unset BGKD_CUDA.")
+    if wanted == "" and missing and torch.version.cuda:
+        print(f"No CUDA kernels are built: {missing}.")
+    return wanted != "0" and missing is None
 
 
 def check_names(capability: str, objects: list[str]) -> None:
@@ -106,13 +126,16 @@ def extension():
     kind = CUDAExtension if cuda else CppExtension
     macros = [("BGKD_X86_KERNELS", None)] if X86 else []
     if cuda:
-        macros.append(("BGKD_WITH_CUDA", f'"{torch.version.cuda}"'))
+        # BuildExtension makes nvcc's -gencode flags of it.
+        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+        os.environ["TORCH_CUDA_ARCH_LIST"] = wanted
+        macros += [("BGKD_WITH_CUDA", None), ("BGKD_CUDA_ARCHITECTURES", f'"{wanted}"')]
     return kind(
         "bgkd_megatron._C",
-        sources("plain", "torch", *(["cuda"] if cuda else [])),
+        sources("plain", "torch", *(["torch_cuda", "cuda"] if cuda else [])),
         define_macros=macros,
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-ftz=true", "-lineinfo"]},
-        depends=[str(path) for path in Path("csrc").rglob("*.h")],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        depends=[str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").rglob(pattern)],
     )
 
 

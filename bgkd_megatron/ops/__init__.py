@@ -23,10 +23,12 @@ vocab_stats = torch.ops.bgkd.vocab_stats.default
 merge_stats = torch.ops.bgkd.merge_stats.default
 vocab_stats_backward = torch.ops.bgkd.vocab_stats_backward.default
 vocab_stats_backward_ = torch.ops.bgkd.vocab_stats_backward_.default
+fused_loss_ = torch.ops.bgkd.fused_loss_.default
 
 
 def build_info() -> dict[str, Any]:
-    """Compiler, instruction set of the CPU kernels in use, devices with kernels, CUDA or None."""
+    """Compiler, instruction set of the CPU kernels in use, devices with kernels; of a CUDA build
+    the toolkit's version and the architectures, written as in TORCH_CUDA_ARCH_LIST, else None."""
     return _C.build_info()
 
 
@@ -44,6 +46,19 @@ def launch_plan(
         on other sizes.
     """
     return _C.launch_plan(num_tokens, num_columns, element_size, int(features))
+
+
+def cuda_launch_plan(
+    num_tokens: int, num_columns: int, element_size: int, features: Feature, num_sms: int
+) -> dict[str, int]:
+    """How a CUDA launch on a device of num_sms multiprocessors is cut: a block of `threads` takes
+    `columns_per_part` columns of a row; with more than one part, vocab_stats writes
+    `workspace_bytes` and reads them again.
+
+    Plain arithmetic, in every build. The bytes of logits and statistics are those of `launch_plan`.
+    Arguments and errors as there; num_sms is at least 1.
+    """
+    return _C.cuda_launch_plan(num_tokens, num_columns, element_size, int(features), num_sms)
 
 
 # ---- fake kernels: shapes only. Arguments are checked by the real ones.
@@ -69,3 +84,12 @@ def _(global_stats: Tensor, upstream: Tensor, student_logits: Tensor, *unused: A
 @torch.library.register_fake("bgkd::vocab_stats_backward_")
 def _(student_logits: Tensor, *unused: Any) -> None:
     return None
+
+
+@torch.library.register_fake("bgkd::fused_loss_")
+def _(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None, vocab_size: int,
+      features: int, *unused: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+    num_tokens = student_logits.shape[0]
+    rows = len(stat_names(Feature(features)))
+    stats = student_logits.new_empty((rows, num_tokens), dtype=torch.float32)
+    return stats, student_logits.new_empty((4, num_tokens), dtype=torch.float32)

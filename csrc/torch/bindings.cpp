@@ -1,8 +1,12 @@
 // Python module bgkd_megatron._C: plain facts, no tensors. Importing it also registers the
-// operators of ops.cpp.
+// operators (ops_cpu.cpp, ops_cuda.cpp).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+
+#if defined(BGKD_WITH_CUDA)
+#include <cuda_runtime_api.h>
+#endif
 
 #include <map>
 #include <string>
@@ -31,10 +35,13 @@ py::dict build_info() {
   info["cpu_kernels"] = cpu_kernel_name();
 #if defined(BGKD_WITH_CUDA)
   info["devices"] = std::vector<std::string>{"cpu", "cuda"};
-  info["cuda"] = BGKD_WITH_CUDA;
+  info["cuda"] =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  info["cuda_architectures"] = BGKD_CUDA_ARCHITECTURES;
 #else
   info["devices"] = std::vector<std::string>{"cpu"};
   info["cuda"] = py::none();
+  info["cuda_architectures"] = py::none();
 #endif
   return info;
 }
@@ -56,12 +63,18 @@ std::vector<std::pair<std::string, uint32_t>> statistics() {
   return rows;
 }
 
-std::map<std::string, int64_t> launch_plan(int64_t num_tokens, int64_t num_columns,
-                                           int64_t element_size, int64_t features) {
+void check_sizes(const char* function, int64_t num_tokens, int64_t num_columns,
+                 int64_t element_size) {
   if (num_tokens < 0 || num_columns < 0 || (element_size != 2 && element_size != 4)) {
     throw py::value_error(
-        "launch_plan: num_tokens and num_columns must be at least 0 and element_size 2 or 4 bytes");
+        std::string(function) +
+        ": num_tokens and num_columns must be at least 0 and element_size 2 or 4 bytes");
   }
+}
+
+std::map<std::string, int64_t> launch_plan(int64_t num_tokens, int64_t num_columns,
+                                           int64_t element_size, int64_t features) {
+  check_sizes("launch_plan", num_tokens, num_columns, element_size);
   const CpuLaunchPlan plan =
       plan_cpu_launch(num_tokens, num_columns, element_size, checked_features(features));
   return {{"tokens_per_task", plan.tokens_per_task},
@@ -70,15 +83,32 @@ std::map<std::string, int64_t> launch_plan(int64_t num_tokens, int64_t num_colum
           {"backward_bytes", plan.backward_bytes}};
 }
 
+std::map<std::string, int64_t> cuda_launch_plan(int64_t num_tokens, int64_t num_columns,
+                                                int64_t element_size, int64_t features,
+                                                int num_sms) {
+  check_sizes("cuda_launch_plan", num_tokens, num_columns, element_size);
+  if (num_sms < 1) throw py::value_error("cuda_launch_plan: num_sms must be at least 1");
+  const CudaPlan plan = plan_cuda_launch(num_tokens, num_columns, element_size, num_sms);
+  const int64_t floats = stats_workspace_floats(plan, num_tokens, checked_features(features));
+  return {{"threads", plan.threads},
+          {"parts", plan.parts},
+          {"columns_per_part", plan.columns_per_part},
+          {"workspace_bytes", floats * static_cast<int64_t>(sizeof(float))}};
+}
+
 }  // namespace
 }  // namespace bgkd
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the compiled kernels; the operators are in torch.ops.bgkd.";
-  m.def("build_info", &bgkd::build_info, "Compiler, instruction set in use, devices with kernels.");
+  m.def("build_info", &bgkd::build_info,
+        "Compiler, instruction set in use, devices with kernels, CUDA.");
   m.def("statistics", &bgkd::statistics,
         "Name and required features of every statistic, in the order of a tensor of statistics.");
   m.def("launch_plan", &bgkd::launch_plan, py::arg("num_tokens"), py::arg("num_columns"),
         py::arg("element_size"), py::arg("features"),
         "How a CPU launch is cut into tasks, and the bytes that it moves.");
+  m.def("cuda_launch_plan", &bgkd::cuda_launch_plan, py::arg("num_tokens"), py::arg("num_columns"),
+        py::arg("element_size"), py::arg("features"), py::arg("num_sms"),
+        "How a CUDA launch cuts rows into parts, and the scratch memory of vocab_stats.");
 }

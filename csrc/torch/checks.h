@@ -1,0 +1,49 @@
+// The operators' argument checks, the same on every device: torch tensors in, arguments of the
+// kernels out. All tensors are found to be on one device. Values that lie in device memory (labels)
+// are not looked at. `op` is the name in the message.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+
+#include "../fused_loss.h"
+#include "../vocab_stats.h"
+
+namespace bgkd {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Each leaves the output null.
+StatsArgs check_stats_args(const char* op, const Tensor& student, const OptionalTensor& teacher,
+                           const OptionalTensor& labels, int64_t vocab_size, int64_t vocab_start,
+                           int64_t features, double temperature, double power_exponent,
+                           int64_t ignore_index);
+
+MergeArgs check_merge_args(const char* op, const Tensor& partial, const OptionalTensor& labels,
+                           int64_t features, double temperature, double power_exponent,
+                           int64_t ignore_index);
+
+GradientArgs check_gradient_args(const char* op, const Tensor& global, const Tensor& upstream,
+                                 const Tensor& student, const OptionalTensor& teacher,
+                                 const OptionalTensor& labels, int64_t vocab_size,
+                                 int64_t vocab_start, int64_t features, double temperature,
+                                 int64_t ignore_index);
+
+// A named objective, as the operators take it. The enumerations are those of core/objective.h.
+struct ObjectiveArguments {
+  int64_t soft_term;
+  bool softened;
+  int64_t soft_weighting;
+  double static_weight;
+  double entropy_scale;
+  int64_t hard_label;
+};
+
+FusedArgs check_fused_args(const char* op, const Tensor& student, const Tensor& teacher,
+                           const OptionalTensor& labels, int64_t vocab_size, int64_t features,
+                           double temperature, double power_exponent, int64_t ignore_index,
+                           const ObjectiveArguments& objective);
+
+}  // namespace bgkd

@@ -1,0 +1,117 @@
+// The operators, whatever the device: check the arguments, allocate the result, let the device's
+// executor compute it.
+//
+// An Executor lives for one call. Executor(op, device, num_tokens, num_columns) refuses sizes that
+// it cannot count and makes the device current, for the allocations too; run(args) computes, or
+// puts into the device's queue, with one overload for each kind of arguments.
+#pragma once
+
+#include <ATen/MemoryOverlap.h>
+#include <torch/library.h>
+
+#include "checks.h"
+
+namespace bgkd {
+
+template <class Executor>
+struct Operators {
+  static Tensor vocab_stats(const Tensor& student, const OptionalTensor& teacher,
+                            const OptionalTensor& labels, int64_t vocab_size, int64_t vocab_start,
+                            int64_t features, double temperature, double power_exponent,
+                            int64_t ignore_index) {
+    constexpr const char* kOp = "vocab_stats";
+    StatsArgs args = check_stats_args(kOp, student, teacher, labels, vocab_size, vocab_start,
+                                      features, temperature, power_exponent, ignore_index);
+    const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
+    Tensor partial = at::empty({num_rows(args.params.features), args.num_tokens},
+                               student.options().dtype(at::kFloat));
+    args.partial = partial.mutable_data_ptr<float>();
+    executor.run(args);
+    return partial;
+  }
+
+  static Tensor merge_stats(const Tensor& partial, const OptionalTensor& labels, int64_t features,
+                            double temperature, double power_exponent, int64_t ignore_index) {
+    constexpr const char* kOp = "merge_stats";
+    MergeArgs args =
+        check_merge_args(kOp, partial, labels, features, temperature, power_exponent, ignore_index);
+    const Executor executor(kOp, partial.device(), args.num_tokens, /*num_columns=*/0);
+    Tensor global = at::empty({partial.size(1), args.num_tokens}, partial.options());
+    args.global = global.mutable_data_ptr<float>();
+    executor.run(args);
+    return global;
+  }
+
+  static Tensor vocab_stats_backward(const Tensor& global, const Tensor& upstream,
+                                     const Tensor& student, const OptionalTensor& teacher,
+                                     const OptionalTensor& labels, int64_t vocab_size,
+                                     int64_t vocab_start, int64_t features, double temperature,
+                                     int64_t ignore_index) {
+    constexpr const char* kOp = "vocab_stats_backward";
+    GradientArgs args =
+        check_gradient_args(kOp, global, upstream, student, teacher, labels, vocab_size,
+                            vocab_start, features, temperature, ignore_index);
+    const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
+    Tensor grad = at::empty(student.sizes(), student.options());
+    write_gradient(executor, args, grad);
+    return grad;
+  }
+
+  static void vocab_stats_backward_inplace(Tensor& student, const Tensor& global,
+                                           const Tensor& upstream, const OptionalTensor& teacher,
+                                           const OptionalTensor& labels, int64_t vocab_size,
+                                           int64_t vocab_start, int64_t features,
+                                           double temperature, int64_t ignore_index) {
+    constexpr const char* kOp = "vocab_stats_backward_";
+    at::assert_no_internal_overlap(student);
+    if (teacher) at::assert_no_partial_overlap(student, *teacher);
+    GradientArgs args =
+        check_gradient_args(kOp, global, upstream, student, teacher, labels, vocab_size,
+                            vocab_start, features, temperature, ignore_index);
+    const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
+    write_gradient(executor, args, student);
+  }
+
+  static std::tuple<Tensor, Tensor> fused_loss_inplace(
+      Tensor& student, const Tensor& teacher, const OptionalTensor& labels, int64_t vocab_size,
+      int64_t features, double temperature, double power_exponent, int64_t ignore_index,
+      int64_t soft_term, bool softened, int64_t soft_weighting, double static_weight,
+      double entropy_scale, int64_t hard_label) {
+    constexpr const char* kOp = "fused_loss_";
+    at::assert_no_internal_overlap(student);
+    at::assert_no_partial_overlap(student, teacher);
+    FusedArgs args = check_fused_args(
+        kOp, student, teacher, labels, vocab_size, features, temperature, power_exponent,
+        ignore_index,
+        {soft_term, softened, soft_weighting, static_weight, entropy_scale, hard_label});
+    const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
+    const auto options = student.options().dtype(at::kFloat);
+    Tensor global = at::empty({num_rows(args.params.features), args.num_tokens}, options);
+    Tensor losses = at::empty({kNumTokenLosses, args.num_tokens}, options);
+    args.global = global.mutable_data_ptr<float>();
+    args.losses = losses.mutable_data_ptr<float>();
+    args.grad = student.mutable_data_ptr();
+    args.grad_stride = student.stride(0);
+    args.grad_columns = student.size(1);
+    executor.run(args);
+    return {global, losses};
+  }
+
+  static void register_in(torch::Library& m) {
+    m.impl("vocab_stats", &vocab_stats);
+    m.impl("merge_stats", &merge_stats);
+    m.impl("vocab_stats_backward", &vocab_stats_backward);
+    m.impl("vocab_stats_backward_", &vocab_stats_backward_inplace);
+    m.impl("fused_loss_", &fused_loss_inplace);
+  }
+
+ private:
+  static void write_gradient(const Executor& executor, GradientArgs& args, const Tensor& grad) {
+    args.grad = grad.mutable_data_ptr();
+    args.grad_stride = grad.stride(0);
+    args.grad_columns = grad.size(1);
+    executor.run(args);
+  }
+};
+
+}  // namespace bgkd

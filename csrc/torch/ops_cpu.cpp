@@ -1,0 +1,95 @@
+// The operators on CPU tensors: token ranges on PyTorch's threads.
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <string>
+
+#include "../launch_plan.h"
+#include "operators.h"
+
+namespace bgkd {
+namespace {
+
+struct CpuKernels {
+  const char* name;
+  decltype(&DEFAULT::compute_stats) stats;
+  decltype(&DEFAULT::compute_gradient) gradient;
+};
+
+// PyTorch's own choice of instruction set, so that ATEN_CPU_CAPABILITY governs both.
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels kernels = []() -> CpuKernels {
+#if defined(BGKD_X86_KERNELS)
+    const std::string capability = at::get_cpu_capability();
+    if (capability == "AVX512") return {"AVX512", AVX512::compute_stats, AVX512::compute_gradient};
+    if (capability == "AVX2") return {"AVX2", AVX2::compute_stats, AVX2::compute_gradient};
+#endif
+    return {"DEFAULT", DEFAULT::compute_stats, DEFAULT::compute_gradient};
+  }();
+  return kernels;
+}
+
+template <class Body>
+void for_each_token_range(int64_t num_tokens, int64_t num_columns, uint32_t features,
+                          const Body& body) {
+  const int64_t grain =
+      plan_cpu_launch(num_tokens, num_columns, /*element_size=*/1, features).tokens_per_task;
+  at::parallel_for(0, num_tokens, grain, body);
+}
+
+// Only here: the host cannot read labels in a GPU's memory without waiting for it.
+void check_label_range(const char* op, const TokenLabels& labels, int64_t num_tokens,
+                       int64_t vocab_size) {
+  if (labels.ids == nullptr) return;
+  for (int64_t i = 0; i < num_tokens; ++i) {
+    const int64_t id = labels.ids[i];
+    TORCH_CHECK_VALUE(labels.skipped(i) || (id >= 0 && id < vocab_size), op, ": labels[", i,
+                      "] = ", id, " is outside the vocabulary of ", vocab_size,
+                      " token ids and is not ignore_index (", labels.ignore_index, ")");
+  }
+}
+
+class CpuExecutor {
+ public:
+  CpuExecutor(const char* op, c10::Device, int64_t, int64_t) : op_(op) {}
+
+  void run(const StatsArgs& args) const {
+    check_label_range(op_, args.labels, args.num_tokens, args.logits.vocab_size);
+    for_each_token_range(
+        args.num_tokens, args.logits.num_columns, args.params.features,
+        [&](int64_t begin, int64_t end) { cpu_kernels().stats(args, begin, end); });
+  }
+  void run(const MergeArgs& args) const {
+    for_each_token_range(args.num_tokens, num_rows(args.params.features) * args.num_shards,
+                         args.params.features,
+                         [&](int64_t begin, int64_t end) { merge_tokens(args, begin, end); });
+  }
+  void run(const GradientArgs& args) const {
+    for_each_token_range(
+        args.num_tokens, args.grad_columns, args.params.features,
+        [&](int64_t begin, int64_t end) { cpu_kernels().gradient(args, begin, end); });
+  }
+  void run(const FusedArgs& args) const {
+    check_label_range(op_, args.labels, args.num_tokens, args.logits.vocab_size);
+    const int64_t rows = num_rows(args.params.features);
+    const Tensor scratch = at::empty({2, rows, args.num_tokens}, at::kFloat);
+    float* partial = scratch.mutable_data_ptr<float>();
+    const FusedCpuKernels kernels{cpu_kernels().stats, cpu_kernels().gradient};
+    for_each_token_range(
+        args.num_tokens, args.grad_columns, args.params.features, [&](int64_t begin, int64_t end) {
+          fused_tokens(args, kernels, partial, partial + rows * args.num_tokens, begin, end);
+        });
+  }
+
+ private:
+  const char* op_;
+};
+
+}  // namespace
+
+const char* cpu_kernel_name() { return cpu_kernels().name; }
+
+}  // namespace bgkd
+
+TORCH_LIBRARY_IMPL(bgkd, CPU, m) { bgkd::Operators<bgkd::CpuExecutor>::register_in(m); }

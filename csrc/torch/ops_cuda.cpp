@@ -1,0 +1,107 @@
+// The operators on CUDA tensors: kernels on the current stream of the logits' device, memory from
+// PyTorch's caching allocator. The host never waits for the device, so that a CUDA graph can be
+// captured; therefore it does not look at labels either: the statistics at a label outside the
+// vocabulary are NaN.
+
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <array>
+#include <atomic>
+#include <limits>
+
+#include "../cuda/launch.h"
+#include "operators.h"
+
+namespace bgkd {
+namespace {
+
+// A token is a block of the grid's first dimension.
+constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max();
+// Kernels count the columns of a part of a row in int32, up to one block behind its end.
+constexpr int64_t kMaxColumns = int64_t{1} << 30;
+
+constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+class CudaExecutor {
+ public:
+  CudaExecutor(const char* op, c10::Device device, int64_t num_tokens, int64_t num_columns)
+      : op_(op), device_(device) {
+    TORCH_CHECK_VALUE(num_tokens <= kMaxTokens && num_columns <= kMaxColumns, op,
+                      ": the CUDA kernels take at most ", kMaxTokens, " tokens of ", kMaxColumns,
+                      " columns, got ", num_tokens, " of ", num_columns, "; split the tokens");
+    guard_.set_device(device);
+  }
+
+  void run(const StatsArgs& args) const {
+    const CudaPlan plan = plan_for(args.logits, args.num_tokens, args.logits.num_columns);
+    const int64_t floats = stats_workspace_floats(plan, args.num_tokens, args.params.features);
+    // Freed when the launch returns, but reused only by later work on the same stream.
+    const c10::DataPtr workspace =
+        c10::cuda::CUDACachingAllocator::get()->allocate(floats * sizeof(float));
+    check(launch_vocab_stats(args, plan, static_cast<float*>(workspace.get()), stream()));
+  }
+  void run(const MergeArgs& args) const { check(launch_merge_stats(args, stream())); }
+  void run(const GradientArgs& args) const {
+    const CudaPlan plan = plan_for(args.logits, args.num_tokens, args.grad_columns);
+    check(launch_vocab_gradient(args, plan, stream()));
+  }
+  void run(const FusedArgs& args) const {
+    const FusedPlan plan =
+        plan_fused_launch(args.grad_columns, element_size(args.logits.dtype), shared_memory());
+    TORCH_CHECK_VALUE(plan.cluster > 0, op_, ": a row of ", args.grad_columns,
+                      " columns does not fit into the shared memory of this device: use "
+                      "vocab_stats and vocab_stats_backward");
+    check(launch_fused_loss(args, plan, stream()));
+  }
+
+ private:
+  cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()); }
+
+  CudaPlan plan_for(const LogitsShard& logits, int64_t num_tokens, int64_t num_columns) const {
+    return plan_cuda_launch(num_tokens, num_columns, element_size(logits.dtype), num_sms());
+  }
+
+  SharedMemory shared_memory() const {
+    SharedMemory memory{attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), 1};
+    if (attribute(cudaDevAttrClusterLaunch) != 0) memory.max_cluster = 8;
+    return memory;
+  }
+
+  int attribute(cudaDeviceAttr name) const {
+    int answer = 0;
+    check(cudaDeviceGetAttribute(&answer, name, device_.index()));
+    return answer;
+  }
+
+  int num_sms() const {
+    static std::array<std::atomic<int>, C10_COMPILE_TIME_MAX_GPUS> known{};  // 0: not asked yet
+    std::atomic<int>& number = known[device_.index()];
+    if (number == 0) {
+      number = attribute(cudaDevAttrMultiProcessorCount);
+    }
+    return number;
+  }
+
+  void check(cudaError_t error) const {
+    const bool is_built_for_others =
+        error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion;
+    TORCH_CHECK(error == cudaSuccess, op_, ": ", cudaGetErrorName(error), " on ", device_, ": ",
+                cudaGetErrorString(error),
+                is_built_for_others
+                    ? "; this build has kernels for the architectures " BGKD_CUDA_ARCHITECTURES
+                      ": build with TORCH_CUDA_ARCH_LIST set to this device's"
+                    : "; the launch was refused, or earlier work on the device has failed");
+  }
+
+  const char* op_;
+  c10::Device device_;
+  c10::cuda::OptionalCUDAGuard guard_;
+};
+
+}  // namespace
+}  // namespace bgkd
+
+TORCH_LIBRARY_IMPL(bgkd, CUDA, m) { bgkd::Operators<bgkd::CudaExecutor>::register_in(m); }

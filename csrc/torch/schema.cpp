@@ -1,0 +1,28 @@
+// The operators' signatures, for every device.
+
+#include <torch/library.h>
+
+TORCH_LIBRARY(bgkd, m) {
+  m.def(
+      "vocab_stats(Tensor student_logits, Tensor? teacher_logits, Tensor? labels, int vocab_size, "
+      "int vocab_start, int features, float temperature, float power_exponent, int ignore_index) "
+      "-> Tensor");
+  m.def(
+      "merge_stats(Tensor partial, Tensor? labels, int features, float temperature, "
+      "float power_exponent, int ignore_index) -> Tensor");
+  m.def(
+      "vocab_stats_backward(Tensor global_stats, Tensor upstream, Tensor student_logits, "
+      "Tensor? teacher_logits, Tensor? labels, int vocab_size, int vocab_start, int features, "
+      "float temperature, int ignore_index) -> Tensor");
+  m.def(
+      "vocab_stats_backward_(Tensor(a!) student_logits, Tensor global_stats, Tensor upstream, "
+      "Tensor? teacher_logits, Tensor? labels, int vocab_size, int vocab_start, int features, "
+      "float temperature, int ignore_index) -> ()");
+  // The gradient of losses[0].sum() overwrites student_logits. Returns global_stats and losses
+  // [4, N]: loss, hard, soft, soft weight.
+  m.def(
+      "fused_loss_(Tensor(a!) student_logits, Tensor teacher_logits, Tensor? labels, "
+      "int vocab_size, int features, float temperature, float power_exponent, int ignore_index, "
+      "int soft_term, bool softened, int soft_weighting, float static_weight, "
+      "float entropy_scale, int hard_label) -> (Tensor, Tensor)");
+}
