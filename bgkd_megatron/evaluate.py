@@ -19,9 +19,17 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(prog="bgkd_megatron.evaluate", description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument("--output", type=Path, help="also write all metrics as JSON to this file")
+    parser.add_argument("--output", type=_file, help="also write all metrics as JSON to this file")
     args = parser.parse_args(argv)
-    return launch(args, partial(_evaluate, output=args.output), resume=False)
+    run = partial(_evaluate, output=args.output)
+    return launch(args, run, resume=False, output=args.output)
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder: give a file in it")
+    return path
 
 
 def _evaluate(config: TrainConfig, output: Path | None) -> None:

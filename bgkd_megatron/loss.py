@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from bgkd_megatron import rank_check
+from bgkd_megatron import rank_check, vocab_arguments
 from bgkd_megatron.objectives import HybridObjective, TokenLosses
 from bgkd_megatron.statistics import Feature, VocabStats
-from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
+from bgkd_megatron.vocab_arguments import StatsArguments, StatsOptions
+from bgkd_megatron.vocab_shard import VocabShard
+from bgkd_megatron.vocab_stats import local_stats, merged_stats
 
 
 def hybrid_loss(
@@ -31,28 +32,34 @@ def hybrid_loss(
     tokens. check_ranks compares the objective's configuration and the progress, too.
     Raises as `vocab_stats`, and ValueError for an objective of another vocabulary.
     """
-    if objective.vocab_size != shard.vocab_size:
-        raise ValueError(
-            f"hybrid_loss: the objective is of a vocabulary of {objective.vocab_size} token ids, "
-            f"the shard of one of {shard.vocab_size}: give both the real vocabulary, without "
-            "padding"
-        )
-    if check_ranks and not torch.compiler.is_compiling():
-        facts = {"objective": objective.config, "progress": progress}
-        rank_check.require_same("hybrid_loss", facts, shard.tp_group)
     features = objective.features
     if labels is None:
         features &= ~Feature.LABEL  # metrics need it; whether the loss does, the objective says
-    stats = vocab_stats(
-        student_logits,
-        teacher_logits,
-        labels,
-        shard=shard,
-        features=features,
-        temperature=objective.temperature,
-        power_exponent=objective.power_exponent,
-        ignore_index=ignore_index,
-        inplace_backward=inplace_backward,
-        check_ranks=check_ranks,
+    options = StatsOptions(
+        shard,
+        int(features),
+        objective.temperature,
+        objective.power_exponent,
+        ignore_index,
+        inplace_backward,
     )
+    arguments = StatsArguments(student_logits, teacher_logits, labels, options)
+
+    def local() -> Tensor:
+        if objective.vocab_size != shard.vocab_size:
+            raise ValueError(
+                f"hybrid_loss: the objective is of a vocabulary of {objective.vocab_size} token "
+                f"ids, the shard of one of {shard.vocab_size}: give both the real vocabulary, "
+                "without padding"
+            )
+        return local_stats(arguments)
+
+    def facts() -> dict[str, object]:
+        own = {"objective": objective.config, "progress": progress}
+        return own | vocab_arguments.facts(arguments)
+
+    partial = rank_check.agreed(
+        "hybrid_loss", local, facts, shard.tp_group if check_ranks else None
+    )
+    stats = merged_stats(partial, arguments)
     return objective(stats, progress), stats

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bgkd_megatron.objectives.config import ObjectiveConfig
-from bgkd_megatron.objectives.hybrid import TokenLosses
+from bgkd_megatron.objectives.token_losses import TokenLosses
 from bgkd_megatron.statistics import FEATURE_OF, Feature, VocabStats
 
 __all__ = ["hybrid_loss", "vocab_stats"]
@@ -119,7 +119,7 @@ def vocab_stats(
     if Feature.LABEL in features:
         y = _given(labels, "labels")[rows]
         statistics["student_label_logprob"] = _pick(z, y) - student_lse
-    if features & ~(Feature.LABEL | Feature.STUDENT_ENTROPY):
+    if features.reads_teacher:
         t = _given(teacher_logits, "teacher_logits").detach()[rows, :vocab_size]
         p, teacher_lse, a = torch.softmax(t, dim=-1), t.logsumexp(dim=-1), t.argmax(dim=-1)
         soft_q, soft_p = (torch.softmax(x / temperature, dim=-1) for x in (z, t))

@@ -1,13 +1,18 @@
-"""The base of every section of a configuration file.  Free of torch and Megatron."""
+"""The base of every section of a configuration file, and what is said about mistakes in one.
+
+Free of torch and Megatron.
+"""
 
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
-__all__ = ["Section"]
+__all__ = ["Section", "explain", "mistakes"]
 
 
 class Section(BaseModel):
@@ -17,15 +22,17 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        str_min_length=1,  # an empty path would be the current folder
+        use_attribute_docstrings=True,
     )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _meaningful(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Pydantic takes `true` for 1; its strict mode would refuse YAML's "1e-4", a string."""
-        if value == "":  # a path would be the current folder
-            raise ValueError("must not be empty")
         annotation = cls.model_fields[typing.cast(str, info.field_name)].annotation
         numeric = _mentions(annotation, int) or _mentions(annotation, float)
         if numeric and not _mentions(annotation, bool):
@@ -38,3 +45,32 @@ class Section(BaseModel):
 def _mentions(annotation: Any, kind: type) -> bool:
     """Whether `annotation` is `kind` or has it inside, as `list[int] | None` has int."""
     return annotation is kind or any(_mentions(part, kind) for part in typing.get_args(annotation))
+
+
+def explain(error: Exception) -> str:
+    """What is wrong, on one line; pydantic's own text has several for each mistake."""
+    if isinstance(error, ValidationError):
+        return "; ".join(mistakes(error))
+    return " ".join(str(error).split())
+
+
+def mistakes(error: ValidationError, hint: Callable[[str], str] = lambda key: "") -> list[str]:
+    """A line for each mistake: the key, what is wrong, what came.
+
+    hint: what more there is to say about an unknown key.
+    """
+    return [_line(mistake, hint) for mistake in error.errors()]
+
+
+def _line(mistake: ErrorDetails, hint: Callable[[str], str]) -> str:
+    key = ".".join(str(part) for part in mistake["loc"])
+    match mistake["type"]:
+        case "missing":
+            message = "is required"
+        case "extra_forbidden":
+            message = f"unknown key{hint(key)}"
+        case "value_error" | "json_invalid":  # these say themselves what came
+            message = mistake["msg"].removeprefix("Value error, ")
+        case _:
+            message = f"{mistake['msg']}, got {mistake['input']!r:.40}"
+    return f"{key}: {message}" if key else message

@@ -37,6 +37,11 @@ class Feature(enum.IntFlag):
     POWER_SUM = 64
     SOFTENED = 128
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether one of these reads the teacher's logits."""
+        return bool(self & ~(Feature.LABEL | Feature.STUDENT_ENTROPY))
+
 
 class VocabStats(NamedTuple):
     """Global statistics (over the whole vocabulary, not over one shard) of N tokens.

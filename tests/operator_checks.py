@@ -24,7 +24,8 @@ from vocab_inputs import (
 
 from bgkd_megatron import reference
 from bgkd_megatron.statistics import Feature, VocabStats
-from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
+from bgkd_megatron.vocab_shard import VocabShard
+from bgkd_megatron.vocab_stats import vocab_stats
 
 # (dtype, atol, rtol) of the gradient's own rounding, on top of `gradient_noise`.
 # fp32: a few operations; probabilities below 2^-126 are flushed to 0, times a logit difference.

@@ -11,7 +11,7 @@ import torch
 from objective_cases import WEIGHTING_CASES
 from vocab_inputs import gradient_noise, make_labels, make_logits
 
-from bgkd_megatron import reference
+from bgkd_megatron import rank_check, reference
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import (
     DIVERGENCES,
@@ -19,7 +19,7 @@ from bgkd_megatron.objectives import (
     ObjectiveConfig,
     token_metrics,
 )
-from bgkd_megatron.vocab_stats import VocabShard
+from bgkd_megatron.vocab_shard import VocabShard
 
 VOCAB = 1000
 OBJECTIVES = [
@@ -78,6 +78,16 @@ def test_teacher_argmax_needs_no_labels() -> None:
     metrics = token_metrics(stats, losses)
     assert "forward_kl" in metrics
     assert "nll" not in metrics
+
+
+def test_one_rank_compares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its labels are neither copied nor hashed."""
+    monkeypatch.delattr(rank_check, "digest")
+    z, t = (make_logits(4, VOCAB, seed) for seed in (0, 1))
+    objective, shard = HybridObjective(ObjectiveConfig(), VOCAB), VocabShard.even(VOCAB, VOCAB)
+    labels = make_labels(4, VOCAB, seed=2)
+    checked, _ = hybrid_loss(z, t, labels, objective, shard=shard, check_ranks=True)
+    assert checked.loss.equal(hybrid_loss(z, t, labels, objective, shard=shard)[0].loss)
 
 
 def test_data_labels_that_are_missing_are_named() -> None:

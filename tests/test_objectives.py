@@ -47,6 +47,8 @@ def soft_weight(config: ObjectiveConfig, teacher: list[float], progress: float =
 
 # ---- which statistics are asked for
 
+WITHOUT_TEACHER = Feature.LABEL | Feature.STUDENT_ENTROPY
+
 
 def test_objective_refuses_a_vocabulary_without_a_choice() -> None:
     with pytest.raises(ValueError, match="vocab_size must be at least 2, got 1"):
@@ -56,7 +58,7 @@ def test_objective_refuses_a_vocabulary_without_a_choice() -> None:
 @pytest.mark.parametrize("weighting", ["static", "curriculum"])
 def test_hard_only_reads_no_teacher(weighting: Any) -> None:
     objective = HybridObjective(ObjectiveConfig(weighting=weighting, soft_weight=0.0), 10)
-    assert objective.features == Feature.LABEL | Feature.STUDENT_ENTROPY
+    assert objective.features == WITHOUT_TEACHER
 
 
 def test_teacher_argmax_reads_the_teacher_even_without_soft_term() -> None:
@@ -73,15 +75,14 @@ def test_features_follow_temperature_and_entropy() -> None:
     assert tsallis.power_exponent == 0.3
 
 
-def test_features_beyond_those_of_the_loss_are_asked_for() -> None:
-    """The reverse KL is a metric that costs communication: the default leaves it out."""
-    assert Feature.REVERSE_KL not in HybridObjective(ObjectiveConfig(), 10).features
-    assert Feature.REVERSE_KL in HybridObjective(ObjectiveConfig(soft="reverse_kl"), 10).features
-    extra = Feature.TEACHER | Feature.REVERSE_KL
+@pytest.mark.parametrize("feature", Feature)
+def test_features_beyond_those_of_the_loss_are_asked_for(feature: Feature) -> None:
+    """With the teacher, for those that read it."""
     hard_only = ObjectiveConfig(weighting="static", soft_weight=0.0)
     for config in (ObjectiveConfig(), hard_only):
-        plain = HybridObjective(config, 10)
-        assert HybridObjective(config, 10, extra_features=extra).features == plain.features | extra
+        asked = HybridObjective(config, 10, extra_features=feature).features
+        extra = feature if feature in WITHOUT_TEACHER else feature | Feature.TEACHER
+        assert asked == HybridObjective(config, 10).features | extra
 
 
 def test_a_missing_statistic_is_named() -> None:
@@ -327,6 +328,26 @@ def test_metrics_follow_the_statistics_that_exist() -> None:
     metrics = token_metrics(stats, objective(stats), labels)
     losses = {"loss", "hard_loss", "soft_loss", "soft_weight"}
     assert set(metrics) == losses | {"student_entropy", "nll", "accuracy"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ObjectiveConfig(),
+        ObjectiveConfig(soft="reverse_kl", temperature=2.0),
+        ObjectiveConfig(weighting="static", soft_weight=0.0, hard_label="teacher_argmax"),
+    ],
+    ids=str,
+)
+def test_an_objective_with_a_teacher_has_all_metrics(config: ObjectiveConfig) -> None:
+    """Both KLs among them, whatever the loss reads."""
+    z, t = (make_logits(3, 11, seed) for seed in (0, 1))
+    labels = make_labels(3, 11, seed=2)
+    objective = HybridObjective(config, 11)
+    everything = leaf_stats(3)
+    stats = reference.vocab_stats(z, t, labels, vocab_size=11, features=objective.features)
+    metrics = token_metrics(stats, objective(stats), labels)
+    assert set(metrics) == set(token_metrics(everything, objective(everything), labels))
 
 
 def test_metrics_are_detached_and_zero_on_ignored_rows() -> None:

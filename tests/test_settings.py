@@ -70,7 +70,7 @@ def test_what_yaml_gives_for_a_number_is_taken() -> None:
     ("settings", "message"),
     [
         ({"numbre": 1.0}, "Extra inputs are not permitted"),
-        ({"name": ""}, "must not be empty"),
+        ({"name": ""}, "at least 1 character"),
         ({"number": math.nan}, "finite number"),
         ({"pair": [math.inf, 1.0]}, "finite number"),
         ({"inner": {"number": math.inf}}, "finite number"),

@@ -19,7 +19,8 @@ from bgkd_megatron import ops
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
 from bgkd_megatron.statistics import Feature, VocabStats
-from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
+from bgkd_megatron.vocab_shard import VocabShard
+from bgkd_megatron.vocab_stats import vocab_stats
 
 
 def stats_and_gradient(z: Tensor, **changes: Any) -> tuple[VocabStats, Tensor]:
@@ -66,6 +67,36 @@ def test_inplace_backward_is_noticed_by_others_who_saved_the_logits() -> None:
         other.backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         stats.student_lse.sum().backward()
+
+
+LEFT, RIGHT = slice(0, COLUMNS), slice(COLUMNS, 2 * COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"),
+    [
+        pytest.param((slice(0, 6), LEFT), (slice(6, 12), LEFT), id="below"),
+        pytest.param((slice(0, 12, 2), LEFT), (slice(1, 12, 2), LEFT), id="interleaved"),
+        pytest.param((slice(0, 6), LEFT), (slice(0, 6), RIGHT), id="left half"),
+        pytest.param((slice(0, 6), RIGHT), (slice(0, 6), LEFT), id="right half"),
+        pytest.param((slice(0, 6), LEFT), (slice(0, 12, 2), RIGHT), id="every second row"),
+    ],
+)
+def test_inplace_takes_a_teacher_beside_the_student(
+    of_student: tuple[slice, slice], of_teacher: tuple[slice, slice]
+) -> None:
+    """Any row stride, also in one buffer: the gradient's bits, and the teacher as it was."""
+    gradients: dict[bool, Tensor] = {}
+    for inplace in (False, True):
+        leaf = make_logits(12, 2 * COLUMNS, seed=0).requires_grad_()
+        memory = leaf * 1.0
+        teacher = memory.detach()[of_teacher]
+        logits = {"student_logits": memory[of_student], "teacher_logits": teacher}
+        stats = vocab_stats(**arguments(**logits, inplace_backward=inplace))
+        (gradients[inplace],) = torch.autograd.grad(contract(stats, upstream(stats, seed=3)), leaf)
+        assert teacher.equal(leaf.detach()[of_teacher])
+        assert logits["student_logits"].equal(leaf[of_student]) != inplace
+    assert gradients[True].equal(gradients[False])
 
 
 def test_no_graph_for_a_student_without_gradient() -> None:

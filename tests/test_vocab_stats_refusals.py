@@ -149,21 +149,25 @@ def test_refuses_meta_tensors_beside_real_ones() -> None:
             vocab_stats(logits, **change, shard=SHARD, features=Feature(0))
 
 
+LEFT, RIGHT = slice(0, COLUMNS), slice(COLUMNS - 1, 2 * COLUMNS - 1)
+
+
 @pytest.mark.parametrize(
     ("of_student", "of_teacher"),
     [
-        pytest.param(slice(0, 6), slice(0, 6), id="the same tensor"),
-        pytest.param(slice(0, 6), slice(1, 7), id="one row on"),
-        pytest.param(slice(1, 7), slice(0, 6), id="one row before"),
-        pytest.param(slice(0, 12, 2), slice(1, 12, 2), id="interleaved"),
+        pytest.param((slice(0, 6), LEFT), (slice(0, 6), LEFT), id="the same tensor"),
+        pytest.param((slice(0, 6), LEFT), (slice(1, 7), LEFT), id="one row on"),
+        pytest.param((slice(1, 7), LEFT), (slice(0, 6), LEFT), id="one row before"),
+        pytest.param((slice(0, 6), LEFT), (slice(0, 6), RIGHT), id="last column is the first"),
+        pytest.param((slice(0, 6), RIGHT), (slice(0, 6), LEFT), id="first column is the last"),
+        pytest.param((slice(0, 6), LEFT), (slice(0, 12, 2), LEFT), id="every second row"),
     ],
 )
 def test_inplace_refuses_a_teacher_in_the_memory_of_the_student(
-    of_student: slice, of_teacher: slice
+    of_student: tuple[slice, slice], of_teacher: tuple[slice, slice]
 ) -> None:
-    """Its logits would be overwritten while, or before, they are read (interleaved ones would not,
-    but are not told apart)."""
-    memory = torch.zeros(12, COLUMNS, requires_grad=True) * 1.0
+    """Its logits would be overwritten while, or before, they are read."""
+    memory = torch.zeros(12, 2 * COLUMNS - 1, requires_grad=True) * 1.0
     logits = {
         "student_logits": memory[of_student],
         "teacher_logits": memory.detach()[of_teacher],
@@ -171,9 +175,3 @@ def test_inplace_refuses_a_teacher_in_the_memory_of_the_student(
     with pytest.raises(ValueError, match="would overwrite teacher_logits, which lie in the memory"):
         vocab_stats(**arguments(**logits, inplace_backward=True))
     vocab_stats(**arguments(**logits))
-
-
-def test_inplace_takes_a_teacher_beside_the_student() -> None:
-    memory = torch.zeros(12, COLUMNS, requires_grad=True) * 1.0
-    logits = {"student_logits": memory[:6], "teacher_logits": memory.detach()[6:]}
-    vocab_stats(**arguments(**logits, inplace_backward=True))

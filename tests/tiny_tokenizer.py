@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,3 +34,13 @@ def byte_tokenizer(
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def write_with_gap(directory: Path, largest_id: int) -> None:
+    """byte_tokenizer in `directory`, its last token under a larger id: ids have a gap before it."""
+    byte_tokenizer().save_pretrained(directory)
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = largest_id
+    file.write_text(json.dumps(content))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import HybridObjective
-from bgkd_megatron.vocab_stats import VocabShard
+from bgkd_megatron.vocab_shard import VocabShard
 from loss_bench.problem import OBJECTIVES, LossFunction, Setting, Task
 
 

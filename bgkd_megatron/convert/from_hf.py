@@ -14,16 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bgkd_megatron.command import raise_on_sigterm
+from bgkd_megatron import command
 from bgkd_megatron.convert.mapping import fill_megatron
 from bgkd_megatron.convert.output_directory import output_directory
 from bgkd_megatron.convert.pruning import RemainingLayers, drop_layers, parse_layers
 from bgkd_megatron.convert.sources import Source, open_source
-from bgkd_megatron.convert.tokenizer_files import check_tokenizer, copy_tokenizer
 from bgkd_megatron.megatron import cpu_compat
-from bgkd_megatron.megatron.errors import RankError, RunError
 from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, ModelConfig
-from bgkd_megatron.megatron.quiet import silence_megatron
+from bgkd_megatron.tokenizer import copy_tokenizer, load_tokenizer, require_rows
 
 
 def convert(
@@ -45,7 +43,9 @@ def convert(
             opened.write_tokenizer(tokenizer_dir)
         else:
             copy_tokenizer(tokenizer, tokenizer_dir)
-        check_tokenizer(tokenizer_dir, opened.config.vocab_size)
+        # Loaded from the copy, which has no config.json beside it to make up for what it lacks.
+        loaded = load_tokenizer(tokenizer_dir, origin=tokenizer or source)
+        require_rows(loaded, opened.config.vocab_size)
         _write_model(opened, directory)
         return opened.config
 
@@ -61,8 +61,9 @@ def _without_layers(source: Source, dropped: str) -> Source:
 
 def _write_model(source: Source, directory: Path) -> None:
     cpu_compat.install()
-    from bgkd_megatron.megatron.model import build_model, save_model_dir
+    from bgkd_megatron.megatron.model import build_model
     from bgkd_megatron.megatron.parallel import process_groups
+    from bgkd_megatron.megatron.weights import save_model_dir
 
     with process_groups():
         model = build_model(source.config)
@@ -84,20 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, metavar="DIR",
                         help="take the tokenizer from here instead of the input")  # fmt: skip
     options = parser.parse_args(arguments)
-    silence_megatron()
-    try:
-        with raise_on_sigterm():
-            config = convert(
-                options.input,
-                options.output,
-                dropped=options.drop_layers,
-                tokenizer=options.tokenizer,
-            )
-    except (ValueError, OSError, RunError, RankError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.output}: {config.num_layers} layers, vocabulary of {config.vocab_size}")
-    return 0
+
+    def body() -> str:
+        config = convert(
+            options.input, options.output, dropped=options.drop_layers, tokenizer=options.tokenizer
+        )
+        return f"{options.output}: {config.num_layers} layers, vocabulary of {config.vocab_size}"
+
+    return command.run(body)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bgkd_megatron.megatron.model_config import ModelConfig, explain
+from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.settings import explain
 
 INDEX_FILE = "model.safetensors.index.json"
 # Where one of these is missing, transformers silently takes that of a model of 7B parameters.

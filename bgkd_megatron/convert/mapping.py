@@ -153,12 +153,12 @@ def fill_megatron(
             part = weights[name]
             if tuple(part.shape) != shape:
                 raise ValueError(f"{name} must have the shape {shape}, got {tuple(part.shape)}")
-            parts.append(finite(name, part, parameter.dtype))
+            parts.append(converted(name, part, parameter.dtype))
         with torch.no_grad():
             parameter.copy_(row.layout.merge(parts))
 
 
-def finite(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+def converted(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """`weight` as `dtype`.
 
     Raises ValueError when it is not of DTYPES, or holds what is not finite in `dtype`.

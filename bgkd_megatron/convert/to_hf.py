@@ -18,15 +18,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from bgkd_megatron.command import raise_on_sigterm
+from bgkd_megatron import command
 from bgkd_megatron.convert.hf_checkpoint import hugging_face_config
-from bgkd_megatron.convert.mapping import Weights, finite, to_hugging_face
+from bgkd_megatron.convert.mapping import Weights, converted, to_hugging_face
 from bgkd_megatron.convert.output_directory import output_directory
-from bgkd_megatron.convert.tokenizer_files import check_tokenizer, copy_tokenizer
-from bgkd_megatron.data.encode import load_tokenizer
 from bgkd_megatron.megatron import cpu_compat
 from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, ModelConfig
-from bgkd_megatron.megatron.quiet import silence_megatron
+from bgkd_megatron.tokenizer import copy_tokenizer, load_tokenizer, require_rows
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,9 +38,14 @@ def export(model_dir: Path, hf_dir: Path, *, dtype: str = "float32") -> None:
     """
     config = ModelConfig.read(model_dir)
     with output_directory(hf_dir) as directory:
+        tokenizer = load_tokenizer(model_dir / TOKENIZER_DIR)
+        require_rows(tokenizer, config.vocab_size)
         copy_tokenizer(model_dir / TOKENIZER_DIR, directory)
-        check_tokenizer(directory, config.vocab_size)
-        content = hugging_face_config(config, _token_ids(directory))
+        token_ids = {
+            name: getattr(tokenizer, name)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        content = hugging_face_config(config, token_ids)
         content["dtype"] = content["torch_dtype"] = dtype  # transformers 5, and before
         (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         save(_read_weights(config, model_dir), directory, getattr(torch, dtype))
@@ -50,8 +53,9 @@ def export(model_dir: Path, hf_dir: Path, *, dtype: str = "float32") -> None:
 
 def _read_weights(config: ModelConfig, model_dir: Path) -> Weights:
     cpu_compat.install()
-    from bgkd_megatron.megatron.model import build_model, load_weights
+    from bgkd_megatron.megatron.model import build_model
     from bgkd_megatron.megatron.parallel import process_groups
+    from bgkd_megatron.megatron.weights import load_weights
 
     with process_groups():
         model = build_model(config)
@@ -63,24 +67,15 @@ def save(weights: Weights, directory: Path, dtype: torch.dtype) -> None:
     """Write `weights` as `dtype`.  Raises OSError, and ValueError for one that does not fit."""
     from huggingface_hub import save_torch_state_dict
 
-    converted = {name: finite(name, weight, dtype).cpu() for name, weight in weights.items()}
+    tensors = {name: converted(name, weight, dtype).cpu() for name, weight in weights.items()}
     try:
         # Shards of 5 GB with an index, or one file, as transformers itself would write them.
-        save_torch_state_dict(converted, directory)
+        save_torch_state_dict(tensors, directory)
     except SafetensorError as error:  # a full disk
         raise OSError(f"{directory} cannot be written: {error}") from error
     for file in directory.glob("*.safetensors"):
         # Written as private files; whoever may read the configuration may read the weights.
         shutil.copymode(directory / "config.json", file)
-
-
-def _token_ids(tokenizer_dir: Path) -> dict[str, int | None]:
-    tokenizer = load_tokenizer(tokenizer_dir)
-    return {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,15 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="HF_DIR")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
     options = parser.parse_args(arguments)
-    silence_megatron()
-    try:
-        with raise_on_sigterm():
-            export(options.input, options.output, dtype=options.dtype)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.output}: written; load it with AutoModelForCausalLM.from_pretrained")
-    return 0
+
+    def body() -> str:
+        export(options.input, options.output, dtype=options.dtype)
+        return f"{options.output}: written; load it with AutoModelForCausalLM.from_pretrained"
+
+    return command.run(body)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ def megatron_logits(model_dir: Path, ids: Tensor) -> Tensor:
     process.
     """
     cpu_compat.install()
-    from bgkd_megatron.megatron.model import build_model, load_weights
+    from bgkd_megatron.megatron.model import build_model
     from bgkd_megatron.megatron.parallel import device, process_groups
+    from bgkd_megatron.megatron.weights import load_weights
 
     config = ModelConfig.read(model_dir)
     with process_groups():

@@ -5,7 +5,8 @@
     PREFIX.json                                   `Summary`
 
 Until they are complete they are in a folder .PREFIX-XXXXXXXX beside them.  Only a process that is
-killed outright (SIGKILL, power failure) leaves one behind: delete it when no process writes PREFIX.
+killed outright (SIGKILL, power failure) leaves it behind, or files without PREFIX.idx: delete them
+when no process writes PREFIX.  The file system must have hard links.
 
 On a machine without a GPU call bgkd_megatron.megatron.cpu_compat.install() before importing this.
 """
@@ -39,7 +40,8 @@ class IndexedWriter:
     The files appear under their final names only when the block ends without an exception, the
     index last: a dataset with an index is complete.  `summary` counts what was added.
     Raises FileExistsError, at the start and again at the end, when one of the files is already
-    there: nothing is ever overwritten.  Raises ValueError when there is nothing to learn.
+    there: nothing is ever overwritten or removed.  Raises ValueError when there is nothing to
+    learn.
     """
 
     def __init__(self, prefix: Path, *, vocab_size: int) -> None:
@@ -51,8 +53,8 @@ class IndexedWriter:
         self._tokens = self._builder("", DType.optimal_dtype(vocab_size))
         self._mask = self._builder(LOSS_MASK_SUFFIX, np.uint8)
 
-    def add(self, document: Encoded) -> None:
-        """Append one document.
+    def add(self, document: Encoded, where: str) -> None:
+        """Append one document; where: its place, with which errors begin.
 
         Raises ValueError for a document without tokens, a loss mask of another length, or an id
         outside the vocabulary.
@@ -60,12 +62,13 @@ class IndexedWriter:
         ids, loss_mask = document
         if not ids or len(loss_mask) != len(ids):
             raise ValueError(
-                "a document needs tokens and as many loss mask entries, got "
+                f"{where}: a document needs tokens and as many loss mask entries, got "
                 f"{len(ids)} and {len(loss_mask)}"
             )
         if min(ids) < 0 or max(ids) >= self.summary.vocab_size:
             raise ValueError(
-                f"token ids must be in [0, {self.summary.vocab_size}), got [{min(ids)}, {max(ids)}]"
+                f"{where}: token ids must be in [0, {self.summary.vocab_size}), got "
+                f"[{min(ids)}, {max(ids)}]"
             )
         with naming_file(self.prefix):
             self._tokens.add_document(ids, [len(ids)])
@@ -109,17 +112,35 @@ class IndexedWriter:
         has_mask = self.summary.loss_tokens < self.summary.tokens
         with contextlib.ExitStack() as undo:
             for suffix in (*MASK_FILES, *FILES) if has_mask else FILES:
-                undo.callback(self._final(suffix).unlink, missing_ok=True)
-                self._temporary(suffix).rename(self._final(suffix))
+                # Before the link, for a signal may come between the two.
+                undo.callback(self._withdraw, suffix)
+                self._link(suffix)
             undo.pop_all()  # from here on the dataset stays
 
+    def _link(self, suffix: str) -> None:
+        """Unlike a rename, it fails when another process has taken the name since the check."""
+        try:
+            os.link(self._temporary(suffix), self._final(suffix))
+        except FileExistsError as error:
+            raise self._already_there([self._final(suffix)]) from error
+
+    def _withdraw(self, suffix: str) -> None:
+        """Remove the final name if it is of our own file."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._final(suffix).samefile(self._temporary(suffix)):
+                self._final(suffix).unlink()
+
     def _refuse_existing(self) -> None:
-        files = [str(self._final(suffix)) for suffix in (*MASK_FILES, *FILES)]
+        files = [self._final(suffix) for suffix in (*MASK_FILES, *FILES)]
         if existing := [file for file in files if os.path.lexists(file)]:
-            raise FileExistsError(
-                f"output {self.prefix} already exists ({', '.join(existing)}): remove these files "
-                "or choose another prefix"
-            )
+            raise self._already_there(existing)
+
+    def _already_there(self, existing: list[Path]) -> FileExistsError:
+        files = ", ".join(map(str, existing))
+        return FileExistsError(
+            f"output {self.prefix} already exists ({files}): remove these files or choose another "
+            "prefix"
+        )
 
     def _builder(self, suffix: str, dtype: type[np.number]) -> IndexedDatasetBuilder:
         return IndexedDatasetBuilder(str(self._temporary(suffix + ".bin")), dtype=dtype)

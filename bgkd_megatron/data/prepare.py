@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bgkd_megatron.command import raise_on_sigterm
+from bgkd_megatron import command
 from bgkd_megatron.data.documents import read_documents
-from bgkd_megatron.data.encode import encode_documents, end_of_document_id, load_tokenizer
+from bgkd_megatron.data.encode import encode_documents
 from bgkd_megatron.data.records import Summary
 from bgkd_megatron.megatron import cpu_compat
-from bgkd_megatron.megatron.quiet import silence_megatron
+from bgkd_megatron.tokenizer import end_of_document_id, load_tokenizer, rows_needed
 
 
 def prepare(
@@ -35,9 +35,9 @@ def prepare(
 
     tokenizer = load_tokenizer(tokenizer_dir)
     eod_id = end_of_document_id(tokenizer, eod_token)
-    with IndexedWriter(prefix, vocab_size=len(tokenizer)) as writer:
-        for document in encode_documents(read_documents(inputs), tokenizer, eod_id):
-            writer.add(document)
+    with IndexedWriter(prefix, vocab_size=rows_needed(tokenizer)) as writer:
+        for where, document in encode_documents(read_documents(inputs), tokenizer, eod_id):
+            writer.add(document, where)
     return writer.summary
 
 
@@ -56,21 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--eod-token", metavar="TOKEN",
                         help="ends each document (default: the tokenizer's EOS)")  # fmt: skip
     options = parser.parse_args(arguments)
-    silence_megatron()
-    try:
-        with raise_on_sigterm():
-            summary = prepare(options.input, options.tokenizer, options.output, options.eod_token)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    print(
-        f"{options.output}: {summary.documents} documents, {summary.tokens} tokens, "
-        f"{summary.loss_tokens} of them targets"
-    )
-    return 0
+
+    def body() -> str:
+        summary = prepare(options.input, options.tokenizer, options.output, options.eod_token)
+        return (
+            f"{options.output}: {summary.documents} documents, {summary.tokens} tokens, "
+            f"{summary.loss_tokens} of them targets"
+        )
+
+    return command.run(body)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from megatron.core.models.gpt import GPTModel
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.dataset import DatasetFactory, SampleDataset
-from bgkd_megatron.megatron.model import build_model, load_weights
+from bgkd_megatron.megatron.model import build_model
 from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, ModelConfig
+from bgkd_megatron.megatron.weights import load_weights
 from bgkd_megatron.teacher.frozen import FrozenTeacher
 
 __all__ = ["build_student", "build_teacher", "dataset_factory", "dtype", "tokenizer", "valid_sets"]

@@ -21,9 +21,9 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from bgkd_megatron.megatron import checkpoint_dir
 from bgkd_megatron.megatron.checkpoint_dir import Progress
 from bgkd_megatron.megatron.config import TrainConfig
-from bgkd_megatron.megatron.errors import ConfigError
-from bgkd_megatron.megatron.model import LAYOUT, read_weights, save_weights, write_model_files
+from bgkd_megatron.megatron.errors import ConfigError, writing
 from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.weights import LAYOUT, read_weights, save_weights, write_model_files
 
 __all__ = ["TrainState", "load_checkpoint", "save_checkpoint"]
 
@@ -51,21 +51,22 @@ def save_checkpoint(
     root = config.checkpoint.dir
     target = checkpoint_dir.iteration_dir(root, state.iteration)
     first_rank = dist.get_rank() == 0
-    if first_rank and target.exists():
-        shutil.rmtree(target)  # left over from a run that died while it saved
     extras = {"rng": _rng_state(), LAYOUT: model_config.weight_layout()}
-    save_weights(_sharded_state(state) | extras, target)
-    write_model_files(model_config, target, tokenizer)
-    if first_rank:
-        Progress(
-            iteration=state.iteration,
-            consumed_samples=state.iteration * config.training.global_batch_size,
-            world_size=dist.get_world_size(),
-            tensor_parallel=config.parallel.tensor_parallel,
-            trajectory=config.trajectory(),
-        ).write(target)
-        checkpoint_dir.mark_latest(root, target)
-        checkpoint_dir.clear_old(root, target, config.checkpoint.keep)
+    with writing(target):
+        if first_rank and target.exists():
+            shutil.rmtree(target)  # left over from a run that died while it saved
+        save_weights(_sharded_state(state) | extras, target)
+        write_model_files(model_config, target, tokenizer)
+        if first_rank:
+            Progress(
+                iteration=state.iteration,
+                consumed_samples=state.iteration * config.training.global_batch_size,
+                world_size=dist.get_world_size(),
+                tensor_parallel=config.parallel.tensor_parallel,
+                trajectory=config.trajectory(),
+            ).write(target)
+            checkpoint_dir.mark_latest(root, target)
+            checkpoint_dir.clear_old(root, target, config.checkpoint.keep)
     dist.barrier()
 
 

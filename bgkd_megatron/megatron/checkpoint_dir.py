@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
+from bgkd_megatron.settings import explain
 
 __all__ = ["Progress", "clear_old", "iteration_dir", "latest", "mark_latest", "read_progress"]
 
@@ -74,7 +75,7 @@ def read_progress(checkpoint: Path, config: TrainConfig) -> Progress:
         progress = Progress.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ConfigError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): write the name of an older "
+            f"{path} is damaged ({explain(error)}): write the name of an older "
             f"checkpoint into {checkpoint.parent / _LATEST}, or remove that to start over"
         ) from error
     now = config.trajectory()
@@ -103,10 +104,11 @@ def clear_old(root: Path, newest: Path, keep: int) -> None:
     """Remove all but `newest` and the `keep` - 1 checkpoints before it.
 
     Those with a higher number stay: a run that died while it saved, or that was set back, left
-    them, and the user may still want them.
+    them, and the user may still want them.  One that cannot be removed, because its files are
+    in use, say, is no reason to end a run: the next call tries again.
     """
     found = ((_NAME.fullmatch(path.name), path) for path in root.iterdir())
     checkpoints = sorted((int(match[1]), path) for match, path in found if match)
     position = [path for _, path in checkpoints].index(newest)
     for _, checkpoint in checkpoints[: max(0, position + 1 - keep)]:
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)

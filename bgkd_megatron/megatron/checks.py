@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, WEIGHTS_DIR, Mode
 __all__ = ["check_run"]
 
 
-def check_run(config: TrainConfig, world_size: int) -> None:
-    """Raise ConfigError with everything that stands in the way of `config` on world_size ranks."""
+def check_run(config: TrainConfig, world_size: int, folders: Mapping[str, Path]) -> None:
+    """Raise ConfigError with everything that stands in the way of `config` on world_size ranks.
+
+    folders: those that will be written to, by the name of their setting; they are made.
+    """
     problems = list(_problems(config, world_size))
-    problems += [] if problems else _folder_problems(config)  # last: it makes the folders
+    problems += [] if problems else _folder_problems(folders)  # last: it makes them
     if problems:
         raise ConfigError("the run cannot start:\n" + "\n".join(f"  {p}" for p in problems))
 
@@ -48,15 +51,14 @@ def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
         yield "logging.tensorboard: pip install tensorboard, or set it to false"
 
 
-def _folder_problems(config: TrainConfig) -> Iterator[str]:
-    for section in ("checkpoint", "logging"):
-        folder: Path = getattr(config, section).dir
+def _folder_problems(folders: Mapping[str, Path]) -> Iterator[str]:
+    for name, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"0" * 4096)
         except OSError as error:
-            yield f"{section}.dir: cannot write to {folder} ({error.strerror})"
+            yield f"{name}: cannot write to {folder} ({error.strerror})"
 
 
 def _model_dirs(config: TrainConfig) -> dict[str, Path]:

@@ -1,36 +1,29 @@
-"""The configuration of a run: one YAML file plus ``section.key=value`` overrides.
+"""The configuration of a run: its sections, and what can be said about the settings alone.
 
-Free of torch and Megatron.  This module holds what can be said about the settings alone;
-`checks` compares them with the machine, the models and the data.
+Free of torch and Megatron.  `config_file` reads it from a file; `checks` compares it with the
+machine, the models and the data.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
 import typing
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
-    BaseModel,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.objectives.config import ObjectiveConfig
 from bgkd_megatron.settings import Section
 
-__all__ = ["TrainConfig", "load_config"]
+__all__ = ["TrainConfig"]
 
 
 class StudentConfig(Section):
@@ -197,97 +190,3 @@ class TrainConfig(Section):
             for section, values in settings.items()
             for key, value in values.items()
         }
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration in the YAML file `path` with ``section.key=value`` applied on top.
-
-    Values are parsed as YAML.  Raises ConfigError with one message for all mistakes.
-    """
-    try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} must hold sections (student:, data:, ...), got {settings!r}")
-    for override in overrides:
-        settings = _overridden(settings, override)
-    try:
-        return TrainConfig.model_validate(settings)
-    except ValidationError as error:
-        mistakes = "\n".join(f"  {_explain(e)}" for e in error.errors())
-        raise ConfigError(f"{path} cannot be used:\n{mistakes}") from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice; YAML forbids it, PyYAML lets the last one win."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # not hashable: refused when the mapping is built
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return node
-
-
-def _overridden(settings: dict[str, Any], override: str) -> dict[str, Any]:
-    """A copy of `settings` with one override applied.
-
-    Sections are copied, not changed: an alias in the file gives two sections one dictionary.
-    """
-    key, equals, text = override.partition("=")
-    *sections, name = key.split(".")
-    if not equals or not all((*sections, name)):
-        raise ConfigError(f"override {override!r} must look like section.key=value")
-    try:
-        value = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
-    settings = section = dict(settings)
-    for part in sections:
-        inner = section.get(part) or {}  # absent or null in the file
-        if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {part} is not a section")
-        section[part] = inner = dict(inner)
-        section = inner
-    section[name] = value
-    return settings
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(key)}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        message = "is required"
-    elif error["type"] != "value_error":
-        message = f"{message}, got {error['input']!r}"
-    return f"{key}: {message}" if key else message
-
-
-def _suggestion(key: str) -> str:
-    known = list(_keys(TrainConfig))
-    name = key.rpartition(".")[2]
-    near = [k for k in known if k.rpartition(".")[2] == name]  # right key, wrong section
-    near += difflib.get_close_matches(key, known, n=1)
-    return f", did you mean {near[0]}?" if near else ""
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All dotted keys below `section`."""
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        models = [k for k in options if isinstance(k, type) and issubclass(k, BaseModel)]
-        yield prefix + name
-        for model in models:
-            yield from _keys(model, f"{prefix}{name}.")

@@ -5,7 +5,8 @@ CUDA generators and streams).  `install` redirects those names to the CPU, in th
 nothing on disk is edited, and where CUDA is available it does nothing.  The launcher calls it
 before the first ``import megatron``; no module of this package does so on import.
 
-This is the only place of the package that patches anything.
+The package patches one thing more, on every machine, and that while it saves: see
+`weights._save_without_helper_process`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.util
 import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,7 @@ def install() -> None:
     _import_megatron_uncompiled()
     _redirect_cuda_api()
     _redirect_rng()
+    _silence_hints_for_gpus()
     _CudaToCpu().__enter__()  # for the life of this thread
 
 
@@ -93,8 +96,14 @@ def _redirect_rng() -> None:
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(
         state
     )
-    # The tracker warns "CPU RNG state changed within GPU RNG context": here that is its job.
-    logging.getLogger(random.__name__).setLevel(logging.ERROR)
+
+
+def _silence_hints_for_gpus() -> None:
+    # Megatron's tracker warns "CPU RNG state changed within GPU RNG context": here that is its job.
+    logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", "When using async grad allreduce .* CUDA_DEVICE_MAX_CONNECTIONS", UserWarning
+    )
 
 
 def _import_megatron_uncompiled() -> None:

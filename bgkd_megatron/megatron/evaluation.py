@@ -17,23 +17,22 @@ from bgkd_megatron.megatron import build
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.console import valid_line
 from bgkd_megatron.megatron.dataset import SampleDataset, microbatches
-from bgkd_megatron.megatron.errors import RunError
+from bgkd_megatron.megatron.errors import RunError, writing
 from bgkd_megatron.megatron.loss import DistillationLoss, ForwardStep, mean_metrics
 from bgkd_megatron.megatron.stop_signal import StopSignal
 from bgkd_megatron.objectives.hybrid import HybridObjective
+from bgkd_megatron.objectives.metrics import TEACHER_METRICS
 from bgkd_megatron.statistics import Feature
 from bgkd_megatron.teacher.states import Teacher
 
 __all__ = ["evaluate", "evaluate_run", "evaluation_loss"]
-
-_COMPARISON = Feature.TEACHER | Feature.FORWARD_KL | Feature.REVERSE_KL | Feature.TEACHER_ENTROPY
 
 
 def evaluation_loss(
     config: TrainConfig, vocab_size: int, teacher: Teacher | None
 ) -> DistillationLoss:
     """The objective of `config`, with all metrics of the teacher even where the loss needs none."""
-    extra = Feature(0) if teacher is None else _COMPARISON
+    extra = Feature(0) if teacher is None else TEACHER_METRICS
     objective = HybridObjective(config.objective, vocab_size, extra_features=extra)
     return DistillationLoss(objective, teacher)
 
@@ -105,7 +104,10 @@ def _extent(config: TrainConfig) -> str:
 
 
 def evaluate_run(config: TrainConfig, output: Path | None) -> None:
-    """Evaluate the student of `config` on all held-out sets; print, and write JSON to `output`."""
+    """Evaluate the student of `config` on all held-out sets; print, and write JSON to `output`.
+
+    Raises RunError for a set without a target, RankError when `output` cannot be written.
+    """
     model_config = config.student.model()
     teacher = build.build_teacher(config)
     results = evaluate(
@@ -118,5 +120,5 @@ def evaluate_run(config: TrainConfig, output: Path | None) -> None:
         for name, metrics in results.items():
             print(valid_line(name, metrics), flush=True)
         if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(results, indent=2) + "\n")
+            with writing(output):
+                output.write_text(json.dumps(results, indent=2) + "\n")

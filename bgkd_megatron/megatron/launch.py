@@ -9,12 +9,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch.distributed as dist
 
 from bgkd_megatron.megatron import checkpoint_dir, cpu_compat, parallel
 from bgkd_megatron.megatron.checks import check_run
-from bgkd_megatron.megatron.config import TrainConfig, load_config
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.config_file import load_config
 from bgkd_megatron.megatron.errors import ConfigError, RankError, RunError
 from bgkd_megatron.megatron.quiet import silence_megatron
 
@@ -29,13 +31,20 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def launch(args: argparse.Namespace, run: Callable[[TrainConfig], None], *, resume: bool) -> int:
+def launch(
+    args: argparse.Namespace,
+    run: Callable[[TrainConfig], None],
+    *,
+    resume: bool,
+    output: Path | None = None,
+) -> int:
     """Run `run` on the processes of this job; returns the exit code.
 
-    run imports Megatron itself: only then is it clear that the job can start.  resume: the run
-    continues from checkpoint.dir, so its latest checkpoint must fit the configuration.
+    run imports Megatron itself: only then is it clear that the job can start.
+    resume: the run continues from checkpoint.dir, so its latest checkpoint must fit the
+    configuration, and saves there.  output: a file that it writes, beside its logs.
     """
-    config, mistake = _read_config(args, resume)
+    config, mistake = _read_config(args, resume, output)
     parallel.init_distributed()
     if _tell_mistakes(mistake) or config is None:
         dist.destroy_process_group()
@@ -46,25 +55,31 @@ def launch(args: argparse.Namespace, run: Callable[[TrainConfig], None], *, resu
     exit_code = 0
     try:
         run(config)
-    except ConfigError as error:  # only reading a file showed it; the ranks do not meet here
-        _tell_once(str(error))
-        return 2
-    except RankError as error:
-        _tell_once(f"rank {dist.get_rank()}: {error}")
-        return 1
-    except RunError as error:  # raised by all ranks
-        _tell_once(str(error))
+    except (ConfigError, RankError) as error:  # of this rank: the others may not come here
+        _print_error(f"rank {dist.get_rank()}: {error}")
+        return 2 if isinstance(error, ConfigError) else 1  # ConfigError: in a file that was read
+    except RunError as error:
+        if dist.get_rank() == 0:
+            _print_error(str(error))
+        dist.barrier()  # torchrun ends all ranks when one has left
         exit_code = 1
     # Not in a finally: after another error the ranks do not meet here, and leaving would wait.
     parallel.shutdown()
     return exit_code
 
 
-def _read_config(args: argparse.Namespace, resume: bool) -> tuple[TrainConfig | None, str | None]:
+def _read_config(
+    args: argparse.Namespace, resume: bool, output: Path | None
+) -> tuple[TrainConfig | None, str | None]:
     """The configuration, or what is wrong with it as this rank sees it."""
     try:
         config = load_config(args.config, args.overrides)
-        check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        folders = {"logging.dir": config.logging.dir}
+        if resume:
+            folders["checkpoint.dir"] = config.checkpoint.dir
+        if output is not None:
+            folders["--output"] = output.parent
+        check_run(config, int(os.environ.get("WORLD_SIZE", "1")), folders)
         checkpoint = checkpoint_dir.latest(config.checkpoint.dir) if resume else None
         if checkpoint is not None:
             checkpoint_dir.read_progress(checkpoint, config)
@@ -83,13 +98,10 @@ def _tell_mistakes(mistake: str | None) -> bool:
     found = dict.fromkeys(m for m in mistakes if m is not None)
     if dist.get_rank() == 0:
         for text in found:
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            _print_error(text)
     dist.barrier()
     return bool(found)
 
 
-def _tell_once(text: str) -> None:
-    """Print an error unless another rank has printed the same; without a collective, for the other
-    ranks may not come here."""
-    if parallel.is_first(text):
-        print(f"error: {text}", file=sys.stderr, flush=True)
+def _print_error(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives.hybrid import HybridObjective
 from bgkd_megatron.objectives.metrics import token_metrics
 from bgkd_megatron.teacher.states import Teacher, TeacherStates
-from bgkd_megatron.vocab_stats import VocabShard
+from bgkd_megatron.vocab_shard import VocabShard
 
 __all__ = ["IGNORE_INDEX", "DistillationLoss", "ForwardStep", "Microbatch", "mean_metrics"]
 

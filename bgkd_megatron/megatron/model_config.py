@@ -11,15 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from bgkd_megatron.settings import Section, explain
 
 # What lies in a model directory.
 MODEL_FILE = "model.json"
@@ -30,7 +24,7 @@ TOKENIZER_DIR = "tokenizer"
 VOCAB_MULTIPLE = 128
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """Sizes and switches of a Llama-like decoder.
 
     vocab_size is the real vocabulary: the columns that may ever be predicted.  Padding is a matter
@@ -38,8 +32,6 @@ class ModelConfig(BaseModel):
     num_attention_heads.
     Raises pydantic.ValidationError (a ValueError) for unknown fields and impossible sizes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     num_layers: PositiveInt
     hidden_size: PositiveInt
@@ -106,18 +98,3 @@ class ModelConfig(BaseModel):
         """Write DIR/model.json (the directory must exist)."""
         text = json.dumps(self.model_dump(), indent=2) + "\n"
         (Path(model_dir) / MODEL_FILE).write_text(text)
-
-
-def explain(error: Exception) -> str:
-    """What is wrong, on one line; pydantic's own text has several for each mistake."""
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
-    return "; ".join(_explain_mistake(mistake) for mistake in error.errors())
-
-
-def _explain_mistake(mistake: ErrorDetails) -> str:
-    field = ".".join(str(part) for part in mistake["loc"])
-    message = mistake["msg"].removeprefix("Value error, ")
-    if mistake["type"] not in ("missing", "extra_forbidden", "value_error", "json_invalid"):
-        message = f"{message}, got {mistake['input']!r:.40}"
-    return f"{field}: {message}" if field else message

@@ -10,23 +10,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "device",
     "init_distributed",
     "init_model_parallel",
-    "is_first",
     "process_groups",
     "shutdown",
 ]
 
 _TIMEOUT = timedelta(minutes=30)
-_store: Any = None  # torch's dist.Store of the job, which outlives a rank that dies
 
 
 def device() -> torch.device:
@@ -45,24 +41,11 @@ def init_distributed() -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if cuda else "gloo"
-    global _store
     if "RANK" in os.environ:
-        store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
+        dist.init_process_group(backend, timeout=_TIMEOUT)
     else:
-        store, rank, world_size = dist.HashStore(), 0, 1  # type: ignore[attr-defined]
-    _store = store
-    dist.init_process_group(
-        backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=world_size
-    )
-
-
-def is_first(key: str) -> bool:
-    """Whether no other process of the job has asked for `key` yet.  Not a collective: for messages
-    of ranks that cannot count on each other any more."""
-    try:
-        return int(_store.add(f"first/{key}", 1)) == 1
-    except RuntimeError:  # the process that holds the store is gone
-        return True
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=0, world_size=1)
 
 
 def init_model_parallel(tensor_parallel_size: int = 1, *, seed: int = 0) -> None:

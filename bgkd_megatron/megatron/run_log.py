@@ -1,4 +1,4 @@
-"""What a run leaves in its log folder: JSON lines and TensorBoard events."""
+"""What a run leaves in its log folder: its configuration, JSON lines and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.errors import writing
+
 __all__ = ["METRICS_FILE", "RunLog"]
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes DIR/metrics.jsonl and DIR/tensorboard.  For one process of the run.
+    """Writes config.yaml, metrics.jsonl and tensorboard/ in logging.dir.  For one process of a run.
 
     One JSON object a line, {"kind": "train", "step": 1, "loss": ...} or {"kind": "valid", "step":
     0, "set": NAME, "nll": ...}.  Losses, divergences and entropies are in nats; every metric is a
@@ -24,21 +29,26 @@ class RunLog:
     first_step: steps done before.  What an interrupted run logged after them is removed, for those
     steps come again, and so does the evaluation of the last of them.  A run from the start moves
     the lines of an earlier one to metrics.1.jsonl, metrics.2.jsonl, ...
+    Every method raises RankError when its files cannot be written.
     """
 
-    def __init__(self, directory: Path, first_step: int, tensorboard: bool) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / METRICS_FILE
-        if first_step == 0:
-            _move_away(path)
-        else:
-            _keep_until(path, first_step)
-        self._file = path.open("a")
-        self._events: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
+    def __init__(self, config: TrainConfig, first_step: int) -> None:
+        self._directory = directory = config.logging.dir
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            (directory / "config.yaml").write_text(settings)
+            path = directory / METRICS_FILE
+            if first_step == 0:
+                _move_away(path)
+            else:
+                _keep_until(path, first_step)
+            self._file = path.open("a")
+            self._events: Any = None
+            if config.logging.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self._events = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
+                self._events = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of training step `step`; the first is 1."""
@@ -50,16 +60,18 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        with writing(self._directory):
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
 
     def _write(self, head: dict[str, Any], metrics: Mapping[str, float], group: str) -> None:
-        self._file.write(json.dumps({**head, **metrics}) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in metrics.items():
-                self._events.add_scalar(f"{group}/{name}", value, head["step"])
+        with writing(self._directory):
+            self._file.write(json.dumps({**head, **metrics}) + "\n")
+            self._file.flush()
+            if self._events is not None:
+                for name, value in metrics.items():
+                    self._events.add_scalar(f"{group}/{name}", value, head["step"])
 
 
 def _move_away(path: Path) -> None:
@@ -69,17 +81,18 @@ def _move_away(path: Path) -> None:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Remove what comes after training step `step`; a line cut short by a crash goes too."""
+    """Remove what comes after training step `step`, and what no run has written."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["step"] < step or (record["step"] == step and record["kind"] == "train"):
-            kept.append(line)
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(line for line in lines if _comes_before(line, step)))
     os.replace(temporary, path)
+
+
+def _comes_before(line: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+        return record["step"] < step or (record["step"] == step and record["kind"] == "train")
+    except (LookupError, TypeError, ValueError):  # cut short by a crash, or not a record
+        return False

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 import torch.distributed as dist
-import yaml
 from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -37,7 +36,8 @@ def train(config: TrainConfig) -> None:
     """Run `config` from its latest checkpoint, or from the start, to its last step or to SIGTERM.
 
     Needs the process groups of config.parallel.  Raises RunError when loss or gradient are not
-    finite; the latest checkpoint then stays as it is.
+    finite, and RunError or RankError when a file cannot be written; the latest checkpoint then
+    stays as it is.
     """
     run = _Run(config)
     try:
@@ -74,10 +74,8 @@ class _Run:
         self.log = self.report = None
         if dist.get_rank() == 0:
             first_step = self.state.iteration
-            self.log = RunLog(config.logging.dir, first_step, config.logging.tensorboard)
+            self.log = RunLog(config, first_step)
             self.report = open_report(config.training.steps, first_step)
-            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            (config.logging.dir / "config.yaml").write_text(settings)
         if checkpoint is not None:
             self._tell(
                 f"{self.state.iteration} of {config.training.steps} steps are done: {checkpoint}"

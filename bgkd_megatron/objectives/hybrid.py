@@ -5,37 +5,19 @@ Plain PyTorch on [N] vectors; knows neither logits nor process groups.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from bgkd_megatron.objectives.config import ObjectiveConfig
 from bgkd_megatron.objectives.divergence import DIVERGENCES
+from bgkd_megatron.objectives.metrics import STUDENT_METRICS, TEACHER_METRICS
+from bgkd_megatron.objectives.token_losses import TokenLosses
 from bgkd_megatron.objectives.weighting import WEIGHTINGS, Weighting
 from bgkd_megatron.statistics import Feature, VocabStats
 
-__all__ = ["HybridObjective", "TokenLosses"]
+__all__ = ["HybridObjective"]
 
 _NO_FEATURES = Feature(0)
-# What metrics.token_metrics reads, without and with a teacher.  It costs no further sweep, but one
-# number more per token and statistic for the ranks to exchange: the reverse KL is left to those who
-# ask for it.
-_STUDENT_METRICS = Feature.LABEL | Feature.STUDENT_ENTROPY
-_TEACHER_METRICS = Feature.TEACHER | Feature.FORWARD_KL | Feature.TEACHER_ENTROPY
-
-
-class TokenLosses(NamedTuple):
-    """Losses of N tokens: each Tensor [N], float32, nats, 0 on rows that are not valid."""
-
-    loss: Tensor
-    """soft_weight * soft + (1 - soft_weight) * hard"""
-    hard: Tensor
-    """-log q(label)"""
-    soft: Tensor
-    """divergence of teacher and student; 0 when the objective has no soft term"""
-    soft_weight: Tensor
-    """w, no gradient"""
 
 
 class HybridObjective:
@@ -46,8 +28,7 @@ class HybridObjective:
 
     vocab_size: real (unpadded) vocabulary common to teacher and student, at least 2.
     weighting: a weighting of your own in place of `config.weighting`.
-    extra_features: for statistics that neither the loss nor its usual metrics need; those that read
-        the teacher go together with Feature.TEACHER.
+    extra_features: for statistics that neither the loss nor its usual metrics need.
     Raises ValueError for an impossible vocab_size.
     """
 
@@ -70,12 +51,14 @@ class HybridObjective:
         self.vocab_size = vocab_size
         self._weighting = weighting or WEIGHTINGS[config.weighting](config, vocab_size)
         self._divergence = None
-        self.features = _STUDENT_METRICS | extra_features
+        self.features = STUDENT_METRICS | extra_features
         if weighting is not None or config.has_soft_term:
             self._divergence = DIVERGENCES[config.soft](config)
             self.features |= self._weighting.features | self._divergence.features
         if weighting is not None or config.needs_teacher:
-            self.features |= _TEACHER_METRICS
+            self.features |= TEACHER_METRICS
+        if self.features.reads_teacher:
+            self.features |= Feature.TEACHER
         self.power_exponent = self._weighting.power_exponent
 
     @property

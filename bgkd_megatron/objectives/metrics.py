@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkd_megatron.objectives.hybrid import TokenLosses
-from bgkd_megatron.statistics import VocabStats
+from bgkd_megatron.objectives.token_losses import TokenLosses
+from bgkd_megatron.statistics import Feature, VocabStats
 
-__all__ = ["token_metrics"]
+__all__ = ["STUDENT_METRICS", "TEACHER_METRICS", "token_metrics"]
+
+STUDENT_METRICS = Feature.LABEL | Feature.STUDENT_ENTROPY
+TEACHER_METRICS = (
+    Feature.TEACHER | Feature.FORWARD_KL | Feature.REVERSE_KL | Feature.TEACHER_ENTROPY
+)
+"""With both `token_metrics` has all its metrics.  They need no further read of the logits; each
+statistic is one number per token for the ranks to exchange."""
 
 
 @torch.no_grad()

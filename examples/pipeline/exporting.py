@@ -34,7 +34,7 @@ def _compare(setup: Setup, run: Run, hf_dir: Path, comparison: Path) -> None:
     import torch
 
     from bgkd_megatron.convert.verify import hugging_face_logits, megatron_logits
-    from bgkd_megatron.data.encode import load_tokenizer
+    from bgkd_megatron.tokenizer import load_tokenizer
 
     with text_file(setup.root, setup.domains[0], "heldout").open(encoding="utf-8") as lines:
         text = json.loads(next(lines))["text"]

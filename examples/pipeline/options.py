@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from bgkd_megatron.command import EXPECTED_ERRORS
 from pipeline import from_scratch, smollm2
 from pipeline.fetch import FetchError, default_cache_dir
 from pipeline.run import TrainingError
@@ -21,7 +22,7 @@ Job = Callable[[Setup, int], int]
 def run_example(description: str | None, job: Job, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, get teacher, student and data, and call job(setup, steps).
 
-    Returns the exit status: that of `job`, or 1 after an interruption or a failed training.
+    Returns the exit status: that of `job`, or 1 after an interruption or an error with a message.
     """
     options = _parser(description).parse_args(arguments)
     # What a batch system or `timeout` sends ends the job like Ctrl-C: training saves first.
@@ -29,7 +30,7 @@ def run_example(description: str | None, job: Job, arguments: Sequence[str] | No
     try:
         setup = _make_setup(options)
         return job(setup, options.steps or setup.steps)
-    except TrainingError as error:
+    except (*EXPECTED_ERRORS, TrainingError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
     except KeyboardInterrupt:
         console.print("interrupted: the same command continues")

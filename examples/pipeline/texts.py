@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 PARTS = ("train", "heldout")
 HELD_OUT_SHARE = 10  # one document in so many
+CWE_CATALOG = "cwe2/database_v49/cwec_v4.14.xml"  # in the wheel of cwe2
 
 Documents = Iterator[tuple[str, str]]  # name, text
 
@@ -21,6 +22,7 @@ def cwe_documents(wheel: Path) -> Documents:
     """Descriptions of software weaknesses, from the wheel of the package cwe2.
 
     Source: Common Weakness Enumeration 4.14, MITRE; its terms of use are in the wheel.
+    Raises OSError, or ValueError for a damaged wheel.
     """
     sections = (
         "Description",
@@ -30,8 +32,11 @@ def cwe_documents(wheel: Path) -> Documents:
         "Potential_Mitigations",
         "Demonstrative_Examples",
     )
-    with zipfile.ZipFile(wheel) as archive:
-        catalog = ElementTree.fromstring(archive.read("cwe2/database_v49/cwec_v4.14.xml"))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            catalog = ElementTree.fromstring(archive.read(CWE_CATALOG))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ElementTree.ParseError) as error:
+        raise ValueError(f"{wheel} cannot be read ({error}): remove it and get it again") from error
     namespace = {"cwe": catalog.tag.partition("}")[0].strip("{")}
     for weakness in catalog.iterfind("cwe:Weaknesses/cwe:Weakness", namespace):
         name = f"CWE-{weakness.get('ID')}: {weakness.get('Name')}"

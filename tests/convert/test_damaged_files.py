@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,13 @@ import torch
 from random_models import SIZES, write_hugging_face
 from safetensors.torch import save_file
 from test_gguf import CONFIG, write_gguf
-from tiny_tokenizer import byte_tokenizer
+from tiny_tokenizer import byte_tokenizer, write_with_gap
 
+from bgkd_megatron.convert.from_hf import convert
 from bgkd_megatron.convert.from_hf import main as from_hf
-from bgkd_megatron.convert.gguf_weights import read_config as read_gguf_config
 from bgkd_megatron.convert.hf_checkpoint import SafetensorsWeights, read_config
 from bgkd_megatron.convert.sources import open_source
 from bgkd_megatron.convert.to_hf import export, save
-from bgkd_megatron.convert.tokenizer_files import copy_tokenizer
 from bgkd_megatron.megatron.model_config import ModelConfig
 
 LLAMA = {**SIZES, "model_type": "llama", "rope_theta": 500.0}
@@ -132,7 +130,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
     ("change", "problem"),
     [
         ({"num_layers": 0}, "num_layers: Input should be greater than 0, got 0"),
-        ({"vocab_size": None, "layers": 3}, "vocab_size: .*got None; layers: Extra inputs"),
+        ({"vocab_size": None, "layers": 3}, "vocab_size: .*got None; layers: unknown key"),
         ({"num_query_groups": 3}, r"num_attention_heads \(4\) must be a multiple"),
         ({"rope_base": float("inf")}, "rope_base: Input should be a finite number"),
     ],
@@ -159,21 +157,30 @@ def test_gguf_files_that_are_cut_short(tmp_path: Path) -> None:
         assert one_line(open_and_close, file).startswith(f"{file} is damaged or not supported: ")
 
 
+def without_heads(file: Path) -> None:
+    reader = gguf.GGUFReader(file, "r+")
+    reader.fields["llama.attention.head_count"].parts[-1][0] = 0
+    reader.data.flush()
+
+
+def without_embedding(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"token_embd.weight", b"token_lost.weight"))
+
+
 @pytest.mark.parametrize(
-    ("name", "problem"),
+    ("damage", "problem"),
     [
-        ("token_embd.weight", "no tensor token_embd.weight"),
-        ("llama.attention.head_count", r"num_attention_heads\n.*greater than 0"),
+        (without_heads, "num_attention_heads: Input should be greater than 0, got 0"),
+        (without_embedding, "the GGUF file has no tensor token_embd.weight"),
     ],
 )
-def test_gguf_files_with_a_hole(name: str, problem: str, tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf")
-    reader = gguf.GGUFReader(tmp_path / "m.gguf", "c")  # "c": changes stay in memory
-    reader.tensors = [tensor for tensor in reader.tensors if tensor.name != name]
-    if name in reader.fields:
-        reader.fields[name].parts[-1][0] = 0
-    with pytest.raises(ValueError, match=problem):
-        read_gguf_config(reader)
+def test_gguf_files_with_a_hole(
+    damage: Callable[[Path], None], problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "m.gguf"
+    write_gguf(file)
+    damage(file)
+    assert one_line(open_and_close, file) == f"{file} is damaged or not supported: {problem}"
 
 
 def test_a_wheel_that_is_no_archive(tmp_path: Path) -> None:
@@ -197,7 +204,11 @@ def test_a_tokenizer_that_does_not_fit(tmp_path: Path, capfd: pytest.CaptureFixt
     size = len(byte_tokenizer())
     byte_tokenizer().save_pretrained(tmp_path / "model" / "tokenizer")
     CONFIG.model_copy(update={"vocab_size": size - 1}).write(tmp_path / "model")
-    problem = f"the tokenizer has {size} tokens and the model a vocabulary of only {size - 1}"
+    problem = f"needs a vocabulary of {size}, and the model's is only {size - 1}"
+    assert problem in one_line(export, tmp_path / "model", tmp_path / "back")
+    write_with_gap(tmp_path / "model" / "tokenizer", largest_id=500)
+    CONFIG.model_copy(update={"vocab_size": size}).write(tmp_path / "model")
+    problem = f"ids up to 500, so it needs a vocabulary of 501, and the model's is only {size}"
     assert problem in one_line(export, tmp_path / "model", tmp_path / "back")
 
     write_hugging_face(tmp_path / "hf", "llama")
@@ -210,21 +221,20 @@ def test_a_tokenizer_that_does_not_fit(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "another model's tokenizer" in capfd.readouterr().err
 
 
-def test_a_damaged_tokenizer(tmp_path: Path) -> None:
-    tokenizer = tmp_path / "model" / "tokenizer"
-    byte_tokenizer().save_pretrained(tokenizer)
-    CONFIG.write(tmp_path / "model")
-    (tokenizer / "tokenizer.json").write_text("{")
-    assert "tokenizer.json cannot be read" in one_line(export, tmp_path / "model", tmp_path / "x")
-    (tokenizer / "tokenizer.json").unlink()
-    assert "no usable tokenizer" in one_line(export, tmp_path / "model", tmp_path / "x")
-
-
-def test_only_files_belong_to_a_tokenizer(tmp_path: Path) -> None:
-    byte_tokenizer().save_pretrained(tmp_path / "hf")
-    shutil.copytree(tmp_path / "hf", tmp_path / "hf" / "tokenizer")
-    copy_tokenizer(tmp_path / "hf", tmp_path / "copy")
-    assert not (tmp_path / "copy" / "tokenizer").exists()
+@pytest.mark.parametrize("content", ["{", None])
+def test_a_damaged_tokenizer(content: str | None, tmp_path: Path) -> None:
+    model, hugging_face = tmp_path / "model", tmp_path / "hf"
+    byte_tokenizer().save_pretrained(model / "tokenizer")
+    CONFIG.write(model)
+    write_hugging_face(hugging_face, "llama")
+    for call, source, tokenizer in (
+        (export, model, model / "tokenizer"),
+        (convert, hugging_face, hugging_face),
+    ):
+        file = tokenizer / "tokenizer.json"
+        file.unlink() if content is None else file.write_text(content)
+        message = one_line(call, source, tmp_path / "x")
+        assert message.startswith(f"{tokenizer} holds no usable tokenizer: ")
 
 
 def test_a_disk_without_room(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_whatever_is_said_exactly_the_answers_are_learned(turns: list[tuple[str,
 def test_the_separator_behind_a_chat_is_not_learned() -> None:
     tokenizer = byte_tokenizer()
     eod = tokenizer.eos_token_id
-    (encoded,) = encode_documents([ChatDocument(CHAT, "f:1")], tokenizer, eod)
+    ((where, encoded),) = encode_documents([ChatDocument(CHAT, "f:1")], tokenizer, eod)
+    assert where == "f:1"
     assert (encoded.ids[-1], encoded.loss_mask[-1]) == (eod, 0)
     assert encoded.ids[:-1] == encode_chat(tokenizer, CHAT).ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 from pathlib import Path
 from unittest import mock
@@ -21,8 +22,8 @@ def write_dataset(prefix: Path, documents: list[Encoded], vocab_size: int = 300)
     from bgkd_megatron.data.indexed import IndexedWriter
 
     with IndexedWriter(prefix, vocab_size=vocab_size) as writer:
-        for document in documents:
-            writer.add(document)
+        for number, document in enumerate(documents, start=1):
+            writer.add(document, f"f:{number}")
     return writer.summary.tokens
 
 
@@ -37,9 +38,9 @@ def test_large_vocabularies_are_stored_wider(tmp_path: Path, in_megatron_process
     ("documents", "problem"),
     [
         ([], "no document"),
-        ([CHAT, Encoded([], [])], "needs tokens"),
-        ([CHAT, Encoded([1, 2], [1])], "got 2 and 1"),
-        ([CHAT, Encoded([1, 300], [1, 1])], r"must be in \[0, 300\), got \[1, 300\]"),
+        ([CHAT, Encoded([], [])], "^f:2: a document needs tokens"),
+        ([CHAT, Encoded([1, 2], [1])], "^f:2: .*got 2 and 1"),
+        ([CHAT, Encoded([1, 300], [1, 1])], r"^f:2: .*in \[0, 300\), got \[1, 300\]"),
         ([Encoded([1, 2], [0, 0]), Encoded([3], [0])], "none of the 3 tokens is a target"),
     ],
 )
@@ -66,7 +67,7 @@ def write_while_another_writes(prefix: Path) -> None:
     from bgkd_megatron.data.indexed import IndexedWriter
 
     with IndexedWriter(prefix, vocab_size=300) as writer:
-        writer.add(CHAT)
+        writer.add(CHAT, "f:1")
         prefix.with_suffix(".idx").write_text("another's")
 
 
@@ -77,6 +78,26 @@ def test_what_appears_during_the_work_is_not_overwritten(
         in_megatron_process(write_while_another_writes, tmp_path / "d")
     assert [p.name for p in tmp_path.iterdir()] == ["d.idx"]
     assert (tmp_path / "d.idx").read_text() == "another's"
+
+
+def write_unaware(prefix: Path) -> None:
+    """As if another's file appeared after the writer has looked for the last time."""
+    from bgkd_megatron.data.indexed import IndexedWriter
+
+    with mock.patch.object(IndexedWriter, "_refuse_existing"):
+        write_dataset(prefix, [CHAT])
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json", ".loss_mask.bin", ".loss_mask.idx"])
+def test_what_appears_at_the_last_moment_is_neither_overwritten_nor_removed(
+    tmp_path: Path, in_megatron_process: Call, suffix: str
+) -> None:
+    existing = tmp_path / f"d{suffix}"
+    existing.write_text("another's")
+    with pytest.raises(FileExistsError, match=rf"{existing}\): remove these files or choose"):
+        in_megatron_process(write_unaware, tmp_path / "d")
+    assert [p.name for p in tmp_path.iterdir()] == [existing.name]
+    assert existing.read_text() == "another's"
 
 
 def write_without_space(prefix: Path, num_tokens: int, limit: int) -> None:
@@ -107,14 +128,14 @@ def test_a_full_disk_is_reported_with_the_prefix(
 
 
 def write_until_the_index(prefix: Path) -> None:
-    rename = Path.rename
+    link = os.link
 
-    def interrupted(self: Path, target: Path) -> Path:
+    def interrupted(source: Path, target: Path) -> None:
+        link(source, target)
         if target == prefix.with_suffix(".idx"):
             raise KeyboardInterrupt
-        return rename(self, target)
 
-    with mock.patch.object(Path, "rename", interrupted):
+    with mock.patch("os.link", interrupted):
         write_dataset(prefix, [CHAT])
 
 

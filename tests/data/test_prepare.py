@@ -16,10 +16,9 @@ from unittest import mock
 import pytest
 from dataset_files import read_dataset
 from megatron_process import Call
-from tiny_tokenizer import byte_tokenizer
+from tiny_tokenizer import byte_tokenizer, write_with_gap
 
 from bgkd_megatron.data.documents import Document, TextDocument
-from bgkd_megatron.data.encode import end_of_document_id, load_tokenizer
 from bgkd_megatron.data.prepare import main
 
 
@@ -137,14 +136,6 @@ def test_an_interrupted_command_leaves_nothing(
     assert list(prefix.parent.iterdir()) == []
 
 
-def test_end_of_document_token() -> None:
-    tokenizer = byte_tokenizer()
-    assert end_of_document_id(tokenizer) == 0
-    assert end_of_document_id(tokenizer, "<|im_end|>") == 2
-    with pytest.raises(ValueError, match="'<eod>' is not in the vocabulary"):
-        end_of_document_id(tokenizer, "<eod>")
-
-
 def test_a_missing_tokenizer_is_reported(tmp_path: Path, in_megatron_process: Call) -> None:
     arguments = command(tmp_path / "none", tmp_path, tmp_path / "x")
     status, errors = in_megatron_process(main_with_errors, arguments)
@@ -152,8 +143,13 @@ def test_a_missing_tokenizer_is_reported(tmp_path: Path, in_megatron_process: Ca
     assert errors == f"error: tokenizer directory {tmp_path}/none does not exist\n"
 
 
-@pytest.mark.parametrize("content", ["{", '{"version": "1.0", "model": {}}'])
-def test_a_damaged_tokenizer_is_reported_on_one_line(tokenizer_dir: Path, content: str) -> None:
-    (tokenizer_dir / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"^{tokenizer_dir} holds no usable tokenizer: .+$"):
-        load_tokenizer(tokenizer_dir)
+def test_ids_with_a_gap_are_all_in_the_vocabulary(
+    tmp_path: Path, in_megatron_process: Call
+) -> None:
+    write_with_gap(tmp_path / "tokenizer", largest_id=500)
+    (tmp_path / "a.txt").write_text("í")  # its second byte, 0xAD, is the last token
+    arguments = command(tmp_path / "tokenizer", tmp_path / "a.txt", tmp_path / "text")
+    assert in_megatron_process(main, arguments) == 0
+    (ids,), _, _ = in_megatron_process(read_dataset, str(tmp_path / "text"))
+    assert max(ids) == 500
+    assert json.loads((tmp_path / "text.json").read_text())["vocab_size"] == 501

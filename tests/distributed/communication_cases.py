@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ from vocab_inputs import computed, make_logits
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
 from bgkd_megatron.statistics import Feature
-from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
+from bgkd_megatron.vocab_shard import VocabShard
+from bgkd_megatron.vocab_stats import vocab_stats
 
 
 @contextmanager
@@ -55,12 +57,12 @@ def one_collective_forward_none_backward(group: dist.ProcessGroup) -> None:
 
 
 def only_the_wanted_statistics_travel(group: dist.ProcessGroup) -> None:
-    """Rows of the one all-gather: what was asked for, 12 for the default objective."""
+    """Rows of the one all-gather: what was asked for, 13 for the default objective."""
     problem = Problem.random(9, 1200)
     shard = VocabShard.even(1200, 1200 // group.size(), group)
     student, teacher = (problem.columns(x, shard) for x in (problem.student, problem.teacher))
     default = HybridObjective(ObjectiveConfig(), 1200).features
-    for features, most in [(Feature.LABEL, 4), (default, 12)]:
+    for features, most in [(Feature.LABEL, 4), (default, 13)]:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
             vocab_stats(
                 student,
@@ -119,9 +121,35 @@ def uneven_compares_the_vocabulary(group: dist.ProcessGroup) -> None:
         VocabShard.uneven(sizes[group.rank()], 20, group)
 
 
+def call_checked(
+    group: dist.ProcessGroup,
+    *,
+    num_tokens: int = 9,
+    first_label: int = 2,
+    vocab_size: int = 1200,
+    columns: int = 600,
+    extra_columns: int = 0,
+    dtype: torch.dtype = torch.float32,
+    teacher_dtype: torch.dtype | None = None,
+    teacher_gradient: bool = False,
+    **options: Any,
+) -> None:
+    """vocab_stats with check_ranks; what a rank does not pass is the same on all."""
+    shape = num_tokens, columns + extra_columns
+    teacher = make_logits(*shape, seed=1, dtype=teacher_dtype or dtype)
+    vocab_stats(
+        make_logits(*shape, seed=0, dtype=dtype),
+        teacher.requires_grad_(teacher_gradient),
+        torch.arange(first_label, first_label + num_tokens),
+        shard=VocabShard.even(vocab_size, columns, group),
+        check_ranks=True,
+        **{"features": Feature.LABEL | Feature.TEACHER, **options},
+    )
+
+
 DIFFERING: dict[str, dict[str, Any]] = {
     "rows of student_logits": {"num_tokens": 10},
-    "rows of teacher_logits": {"num_tokens": 10},
+    "dtype of student_logits": {"dtype": torch.bfloat16},
     "labels": {"first_label": 3},
     "vocab_size": {"vocab_size": 1199},
     "widths": {"columns": 601},
@@ -136,49 +164,73 @@ DIFFERING: dict[str, dict[str, Any]] = {
 def ranks_that_differ_are_named(group: dist.ProcessGroup) -> None:
     """With check_ranks every rank raises, also where the all-gather would abort the process."""
     last = group.size() - 1
-
-    def call(
-        num_tokens: int = 9,
-        first_label: int = 2,
-        vocab_size: int = 1200,
-        columns: int = 600,
-        **options: Any,
-    ) -> None:
-        shard = VocabShard.even(vocab_size, columns, group)
-        student, teacher = (make_logits(num_tokens, columns, seed) for seed in (0, 1))
-        labels = torch.arange(first_label, first_label + num_tokens)
-        arguments = {"features": Feature.LABEL | Feature.TEACHER, **options}
-        vocab_stats(student, teacher, labels, shard=shard, check_ranks=True, **arguments)
-
-    call()
+    call_checked(group)
     others = re.escape(str(list(range(last))))
     for name, difference in DIFFERING.items():
         message = rf"^vocab_stats: .*\b{name} \(.* on rank {others}, .* on rank \[{last}\]\)"
         with pytest.raises(ValueError, match=message):
-            call(**difference if group.rank() == last else {})
+            call_checked(group, **difference if group.rank() == last else {})
+
+
+REFUSED_BY_ONE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "dtype": (
+        {"teacher_dtype": torch.bfloat16},
+        TypeError,
+        "teacher_logits must have the student's dtype Float, got BFloat16",
+    ),
+    "columns": (
+        {"extra_columns": 1},
+        ValueError,
+        "the shard describes 600 local columns, student_logits have shape (9, 601)",
+    ),
+    "requires_grad": ({"teacher_gradient": True}, ValueError, "teacher_logits require a gradient"),
+}
+"""What the last rank passes instead, its error, and the message."""
+
+
+def what_one_rank_refuses_is_told_to_all(group: dist.ProcessGroup, name: str) -> None:
+    """With check_ranks no rank waits for one that has raised."""
+    change, error, message = REFUSED_BY_ONE[name]
+    last = group.size() - 1
+    if group.rank() == last:
+        with pytest.raises(error, match=re.escape(message)):
+            call_checked(group, **change)
+    else:
+        told = (
+            rf"^vocab_stats: refused on rank {last} \(.*{re.escape(message)}.*this rank are good$"
+        )
+        with pytest.raises(ValueError, match=told):
+            call_checked(group)
 
 
 def objectives_that_differ_are_named(group: dist.ProcessGroup) -> None:
     problem = Problem.random(9, 1200)
     shard = VocabShard.even(1200, 1200 // group.size(), group)
-    is_last = group.rank() == group.size() - 1
+    last = group.size() - 1
+    is_last = group.rank() == last
 
-    def call(config: ObjectiveConfig, progress: float) -> None:
+    def call(config: ObjectiveConfig, progress: float, vocab_size: int = 1200) -> None:
         hybrid_loss(
             problem.columns(problem.student, shard),
             problem.columns(problem.teacher, shard),
             problem.labels,
-            HybridObjective(config, 1200),
+            HybridObjective(config, vocab_size),
             shard=shard,
             progress=progress,
             check_ranks=True,
         )
 
-    call(ObjectiveConfig(), 0.5)
+    with count_collectives({"gloo:all_gather": 3}):  # two of the comparison, one of the statistics
+        call(ObjectiveConfig(), 0.5)
     with pytest.raises(ValueError, match=r"^hybrid_loss: .* differ in progress \(0\.5 on rank"):
         call(ObjectiveConfig(), 0.25 if is_last else 0.5)
     with pytest.raises(ValueError, match=r"differ in objective \(.*weighting='entropy'.* on rank"):
         call(ObjectiveConfig(weighting="static" if is_last else "entropy"), 0.5)
+    refused = "" if is_last else rf"refused on rank {last} \(hybrid_loss: "
+    with pytest.raises(
+        ValueError, match=f"^hybrid_loss: {refused}the objective is of a vocabulary"
+    ):
+        call(ObjectiveConfig(), 0.5, vocab_size=1201 if is_last else 1200)
 
 
 def checked_ranks_compute_the_same(group: dist.ProcessGroup) -> None:
@@ -230,6 +282,10 @@ CASES: dict[str, Case] = {
         objectives_that_differ_are_named,
         checked_ranks_compute_the_same,
     )
+}
+CASES |= {
+    f"refused_by_one_rank_{name}": partial(what_one_rank_refuses_is_told_to_all, name=name)
+    for name in REFUSED_BY_ONE
 }
 # The compiler alone takes seconds to import, on each rank.
 SLOW_CASES: dict[str, Case] = {"traces_whole": traces_whole}

@@ -19,7 +19,8 @@ from vocab_inputs import (
 )
 
 from bgkd_megatron.statistics import VocabStats
-from bgkd_megatron.vocab_stats import VocabShard, vocab_stats
+from bgkd_megatron.vocab_shard import VocabShard
+from bgkd_megatron.vocab_stats import vocab_stats
 
 TEMPERATURE = 2.0
 

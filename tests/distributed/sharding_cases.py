@@ -12,7 +12,7 @@ from vocab_inputs import (
     computed,
 )
 
-from bgkd_megatron.vocab_stats import VocabShard
+from bgkd_megatron.vocab_shard import VocabShard
 
 # ---- cuts of the vocabulary
 

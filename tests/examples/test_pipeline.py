@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,15 @@ from pipeline.results import HeldOut, plot, read_results, table
 from pipeline.run import Run
 from pipeline.setup import CONFIGS
 from pipeline.stages import console, stage
-from pipeline.texts import manual_documents, python_documents, write_parts
+from pipeline.texts import (
+    CWE_CATALOG,
+    cwe_documents,
+    manual_documents,
+    python_documents,
+    write_parts,
+)
 
-from bgkd_megatron.megatron.config import load_config
+from bgkd_megatron.megatron.config_file import load_config
 
 
 def test_documents_are_held_out_as_a_whole_and_always_the_same(tmp_path: Path) -> None:
@@ -60,6 +69,32 @@ def test_a_package_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(FetchError, match=r"cannot download nothing==1\.0: ERROR"):
         fetch_wheel("nothing-1.0-py3-none-any.whl", tmp_path)
+
+
+def test_half_a_download_is_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while pip copies the file to where it was told to."""
+
+    def interrupted(command: list[str], **options: object) -> None:
+        (destination,) = (word[7:] for word in command if word.startswith("--dest="))
+        Path(destination, "p-1.0-py3-none-any.whl").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_wheel("p-1.0-py3-none-any.whl", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["not an archive", "without the texts", "cut-off texts"])
+def test_damaged_texts_are_named(tmp_path: Path, damage: str) -> None:
+    wheel = tmp_path / "cwe.whl"
+    wheel.write_bytes(b"half a download")
+    if damage != "not an archive":
+        with zipfile.ZipFile(wheel, "w") as archive:
+            name = "other" if damage == "without the texts" else CWE_CATALOG
+            archive.writestr(name, "<Weakness_Catalog>")
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(wheel))} cannot be read \(.*\): "):
+        next(cwe_documents(wheel))
 
 
 def _write_metrics(run: Run) -> None:

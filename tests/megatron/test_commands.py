@@ -76,7 +76,7 @@ def test_sigterm_saves_and_exits_0(config: Path, tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:1000])
     damaged = run_command(command)
     assert damaged.returncode != 0
-    assert f"error: {checkpoint} cannot be read" in damaged.stderr
+    assert f": {checkpoint} cannot be read" in damaged.stderr
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == last
 
 

@@ -11,7 +11,8 @@ import yaml
 
 from bgkd_megatron.megatron import checkpoint_dir
 from bgkd_megatron.megatron.checks import check_run
-from bgkd_megatron.megatron.config import TrainConfig, load_config
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.config_file import load_config
 from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.model_config import ModelConfig
 
@@ -59,14 +60,19 @@ def load(tmp_path: Path, settings: dict[str, Any], *overrides: str) -> TrainConf
     return load_config(tmp_path / "run.yaml", overrides)
 
 
+def check(config: TrainConfig, world_size: int) -> None:
+    folders = {"checkpoint.dir": config.checkpoint.dir, "logging.dir": config.logging.dir}
+    check_run(config, world_size, folders)
+
+
 def message(tmp_path: Path, settings: dict[str, Any], *overrides: str, world_size: int = 6) -> str:
     with pytest.raises(ConfigError) as error:
-        check_run(load(tmp_path, settings, *overrides), world_size)
+        check(load(tmp_path, settings, *overrides), world_size)
     return str(error.value)
 
 
 def test_no_mistake(tmp_path: Path, settings: dict[str, Any]) -> None:
-    check_run(load(tmp_path, settings), world_size=6)
+    check(load(tmp_path, settings), world_size=6)
 
 
 def test_overrides(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -113,7 +119,7 @@ def test_overrides(tmp_path: Path, settings: dict[str, Any]) -> None:
         ("training.steps=true", "training.steps"),
         ("optimizer.lr=true", "optimizer.lr"),
         ("objective.soft_weight=true", "objective.soft_weight"),
-        ("checkpoint.dir=''", "checkpoint.dir: must not be empty"),
+        ("checkpoint.dir=''", "checkpoint.dir: Input is not a valid path"),
         ("student.architecture.layers=1", "architecture.layers: unknown key"),
     ],
 )
@@ -130,7 +136,7 @@ def test_missing_sections(tmp_path: Path, settings: dict[str, Any]) -> None:
     settings["optimizer"] = {"lr": 1e-3}
     assert "set teacher.model_dir" in message(tmp_path, settings)
     hard_only = ("objective.weighting=static", "objective.soft_weight=0")
-    check_run(load(tmp_path, settings, *hard_only), world_size=6)
+    check(load(tmp_path, settings, *hard_only), world_size=6)
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
@@ -212,14 +218,14 @@ def test_tokenizers_that_differ(tmp_path: Path, settings: dict[str, Any]) -> Non
     # Unigram models list their tokens; here they are those of the student.
     tokenizer = {"model": {"vocab": [["a", 0.0], ["b", -1.0], ["<end>", 0.0]]}}
     path.write_text(json.dumps(tokenizer))
-    check_run(load(tmp_path, settings), world_size=6)
+    check(load(tmp_path, settings), world_size=6)
     path.unlink()
-    check_run(load(tmp_path, settings), world_size=6)
+    check(load(tmp_path, settings), world_size=6)
 
 
 def test_dataset_of_another_tokenizer(tmp_path: Path, settings: dict[str, Any]) -> None:
     (tmp_path / "data.json").write_text('{"vocab_size": 300, "loss_tokens": 1}')
-    check_run(load(tmp_path, settings), world_size=6)
+    check(load(tmp_path, settings), world_size=6)
     (tmp_path / "data.json").write_text('{"vocab_size": 301, "loss_tokens": 1}')
     assert "made with a tokenizer of 301 tokens, the student has 300" in message(tmp_path, settings)
     (tmp_path / "data.json").write_text('{"vocab_size": 300, "loss_tokens": 0}')
@@ -243,7 +249,7 @@ def test_tensorboard_is_missing(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install tensorboard" in message(tmp_path, settings)
-    check_run(load(tmp_path, settings, "logging.tensorboard=false"), world_size=6)
+    check(load(tmp_path, settings, "logging.tensorboard=false"), world_size=6)
 
 
 def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> None:

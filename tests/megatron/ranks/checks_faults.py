@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -114,11 +115,8 @@ def sigterm_at_batch(module: Any, number: int) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    module.microbatches = interrupted
-    try:
+    with mock.patch.object(module, "microbatches", interrupted):
         yield
-    finally:
-        module.microbatches = original
 
 
 def full_disk_is_an_error(workspace: Path) -> None:
@@ -133,12 +131,13 @@ def full_disk_is_an_error(workspace: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         save(state, *arguments)
 
-    train_loop.save_checkpoint = limited
     try:
-        with pytest.raises(RunError, match="iter_0000002 cannot be written"):
+        with (
+            mock.patch.object(train_loop, "save_checkpoint", limited),
+            pytest.raises(RunError, match="iter_0000002 cannot be written"),
+        ):
             train(config)
     finally:
-        train_loop.save_checkpoint = save
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     dist.barrier()
     assert last_checkpoint(config).name == "iter_0000001"

@@ -15,7 +15,8 @@ from torch import Tensor
 from world import SEQ_LENGTH, VOCAB_EVEN, VOCAB_PADDED, layout, load, student_config
 
 from bgkd_megatron.megatron.errors import ConfigError
-from bgkd_megatron.megatron.model import build_model, load_weights
+from bgkd_megatron.megatron.model import build_model
+from bgkd_megatron.megatron.weights import load_weights
 from bgkd_megatron.teacher.frozen import FrozenTeacher
 
 Check = Callable[[Path], None]

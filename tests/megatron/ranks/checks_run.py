@@ -86,7 +86,7 @@ def run_learns(workspace: Path) -> None:
     steps = [("train", step) for step in range(1, 5)]
     assert kinds == [("valid", 0), *steps, ("valid", 4)]
     assert lines[-1]["forward_kl"] < lines[0]["forward_kl"]
-    names = "loss hard_loss soft_loss soft_weight forward_kl student_entropy "
+    names = "loss hard_loss soft_loss soft_weight forward_kl reverse_kl student_entropy "
     names += "teacher_entropy agreement accuracy nll teacher_nll grad_norm lr"
     assert set(names.split()) <= lines[1].keys()
     saved = sorted(p.name for p in config.checkpoint.dir.iterdir())

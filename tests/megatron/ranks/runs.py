@@ -12,9 +12,10 @@ from world import layout
 
 from bgkd_megatron.megatron import checkpoint_dir, train_loop
 from bgkd_megatron.megatron.config import TrainConfig
-from bgkd_megatron.megatron.model import build_model, load_weights
+from bgkd_megatron.megatron.model import build_model
 from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.megatron.run_log import METRICS_FILE
+from bgkd_megatron.megatron.weights import load_weights
 
 
 def train(config: TrainConfig) -> None:

@@ -7,21 +7,19 @@ runs many.  WORKSPACE/results_N.json maps the name of a check to "" or to its tr
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import traceback
-import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from bgkd_megatron.megatron import cpu_compat, parallel
+from bgkd_megatron.megatron.quiet import silence_megatron
 
 
 def main(workspace: Path) -> None:
-    warnings.simplefilter("ignore")
-    logging.getLogger("megatron").setLevel(logging.ERROR)
+    silence_megatron()
     parallel.init_distributed()
     cpu_compat.install()
     torch.set_num_threads(1)

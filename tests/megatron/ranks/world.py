@@ -15,8 +15,10 @@ from megatron.core.models.gpt import GPTModel
 
 from bgkd_megatron.megatron import parallel
 from bgkd_megatron.megatron.config import TrainConfig
-from bgkd_megatron.megatron.model import build_model, load_weights, save_model_dir
+from bgkd_megatron.megatron.dataset import LOSS_MASK_SUFFIX
+from bgkd_megatron.megatron.model import build_model
 from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.weights import load_weights, save_model_dir
 
 SEQ_LENGTH = 16
 # 768 = 128 * 6 needs no padding on 1, 2 and 3 ranks; 301 is padded to 384, 512 and 384.
@@ -80,7 +82,7 @@ def write_dataset(
 ) -> None:
     parts = [("", documents, np.uint16)]
     if masks is not None:
-        parts.append((".loss_mask", masks, np.uint8))
+        parts.append((LOSS_MASK_SUFFIX, masks, np.uint8))
     for suffix, sequences, dtype in parts:
         builder = IndexedDatasetBuilder(f"{prefix}{suffix}.bin", dtype=dtype)
         for sequence in sequences:
