@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
@@ -73,7 +73,9 @@ def read_progress(checkpoint: Path, config: TrainConfig) -> Progress:
     path = checkpoint / _RUN_FILE
     try:
         progress = Progress.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        if checkpoint.name != iteration_dir(checkpoint.parent, progress.iteration).name:
+            raise ValueError(f"it is of iteration {progress.iteration}")
+    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         raise ConfigError(
             f"{path} is damaged ({explain(error)}): write the name of an older "
             f"checkpoint into {checkpoint.parent / _LATEST}, or remove that to start over"

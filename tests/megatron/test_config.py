@@ -280,6 +280,10 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
     with pytest.raises(ConfigError, match=r"training\.steps was 10, now 20") as error:
         checkpoint_dir.read_progress(checkpoint, changed)
     assert "data.seq_length was 32, now 16" in str(error.value)
+    progress = json.loads((checkpoint / "run.json").read_text())
+    (checkpoint / "run.json").write_text(json.dumps({**progress, "iteration": 4}))
+    with pytest.raises(ConfigError, match=r"damaged \(it is of iteration 4\)"):
+        checkpoint_dir.read_progress(checkpoint, config)
     (checkpoint / "run.json").write_text('{"iteration": 5')
     with pytest.raises(ConfigError, match=r"run\.json is damaged .* older checkpoint"):
         checkpoint_dir.read_progress(checkpoint, config)
