@@ -53,12 +53,33 @@ struct Block {
   }
 };
 
-// The reference is finite even when no logit has been seen: the difference of two must be a number.
-// (Logits above 2.3e38 in magnitude are thus out of range.)
+// Where multiply-add is not fused, the rounding of z log2 e would show: there the reference is the
+// maximum itself, and a difference to it is taken before it is multiplied.
+//
+// A fused reference is finite even when no logit has been seen: the difference of two must be a
+// number. (Logits above 2.3e38 in magnitude are thus out of range.)
 template <class F>
 BGKD_INLINE F reference_of(F maximum) {
   using P = Pack<F>;
+  if constexpr (!P::kFusesMultiplyAdd) return maximum;
   return P::maximum(maximum * P::broadcast(kLog2E), P::broadcast(kLowest));
+}
+
+// z log2 e relative to `reference`.
+template <class F>
+BGKD_INLINE F relative_to(F reference, F z) {
+  using P = Pack<F>;
+  const F log2e = P::broadcast(kLog2E);
+  if constexpr (!P::kFusesMultiplyAdd) return (z - reference) * log2e;
+  return P::fma(z, log2e, P::broadcast(0.f) - reference);
+}
+
+// What every exponent gains when the reference moves.
+template <class F>
+BGKD_INLINE F reference_shift(F before, F after) {
+  using P = Pack<F>;
+  if constexpr (!P::kFusesMultiplyAdd) return (before - after) * P::broadcast(kLog2E);
+  return before - after;
 }
 
 // The sums after both references moved; `shift` = old reference - new one.
@@ -107,7 +128,6 @@ BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const Columns& z, const Colu
                         float inv_temperature, float power_exponent) {
   using P = Pack<F>;
   constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
-  const F log2e = P::broadcast(kLog2E);
   const F inv_temp = P::broadcast(inv_temperature);
 
   // ---- new maxima and references
@@ -116,7 +136,7 @@ BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const Columns& z, const Colu
   s.student_max_block = P::where_greater(z_max, s.student_max, block_id, s.student_max_block);
   s.student_max = P::maximum(z_max, s.student_max);
   const F z_reference = reference_of(s.student_max);
-  const F z_shift = s.student_reference - z_reference;
+  const F z_shift = reference_shift(s.student_reference, z_reference);
   s.student_reference = z_reference;
   F t_reference = z_reference, t_shift = z_shift;
   if constexpr (kHasTeacher) {
@@ -124,17 +144,16 @@ BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const Columns& z, const Colu
     s.teacher_max_block = P::where_greater(t_max, s.teacher_max, block_id, s.teacher_max_block);
     s.teacher_max = P::maximum(t_max, s.teacher_max);
     t_reference = reference_of(s.teacher_max);
-    t_shift = s.teacher_reference - t_reference;
+    t_shift = reference_shift(s.teacher_reference, t_reference);
     s.teacher_reference = t_reference;
   }
   rescale(s, z_shift, t_shift, inv_temperature, power_exponent);
 
   // ---- sums of this block
-  const F zero = P::broadcast(0.f);
   LaneStats<F, kFeatures> sum;
   for (int k = 0; k < Columns::kSize; ++k) {
     // relative to the maxima, so that an offset common to all logits of one model loses nothing
-    const F z_log2 = P::fma(z[k], log2e, zero - z_reference);
+    const F z_log2 = relative_to(z_reference, z[k]);
     const F z_log2_finite = clamp_exponent(z_log2);
     const F q = exp2_clamped(z_log2_finite);
     sum.student_sum = sum.student_sum + q;
@@ -142,7 +161,7 @@ BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const Columns& z, const Colu
       sum.student_h = P::fma(q, z_log2_finite, sum.student_h);
     }
     if constexpr (kHasTeacher) {
-      const F t_log2 = P::fma(t[k], log2e, zero - t_reference);
+      const F t_log2 = relative_to(t_reference, t[k]);
       const F t_log2_finite = clamp_exponent(t_log2);
       const F p = exp2_clamped(t_log2_finite);
       const F difference = t_log2 - z_log2;
@@ -188,12 +207,11 @@ BGKD_INLINE void settle(LaneStats<F, kFeatures>& s, F z_max, F t_max, float inv_
                         float power_exponent) {
   using P = Pack<F>;
   const F lowest = P::broadcast(kLowest), zero = P::broadcast(0.f);
-  const F log2e = P::broadcast(kLog2E);
   // Without a finite logit every sum is 0, and stays 0.
   const F z_shift =
-      P::where_greater(z_max, lowest, P::fma(zero - z_max, log2e, s.student_reference), zero);
+      P::where_greater(z_max, lowest, zero - relative_to(s.student_reference, z_max), zero);
   const F t_shift =
-      P::where_greater(t_max, lowest, P::fma(zero - t_max, log2e, s.teacher_reference), zero);
+      P::where_greater(t_max, lowest, zero - relative_to(s.teacher_reference, t_max), zero);
   rescale(s, z_shift, t_shift, inv_temperature, power_exponent);
 }
 

@@ -21,6 +21,11 @@ template <>
 struct Pack<Vec> {
   static constexpr bool kHasExp2 = false;
   static constexpr bool kChecked = true;
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+  static constexpr bool kFusesMultiplyAdd = true;
+#else
+  static constexpr bool kFusesMultiplyAdd = false;
+#endif
   static BGKD_INLINE Vec broadcast(float x) { return Vec(x); }
   static BGKD_INLINE Vec maximum(Vec x, Vec running) { return at::vec::clamp_min(running, x); }
   static BGKD_INLINE Vec fma(Vec a, Vec b, Vec c) { return at::vec::fmadd(a, b, c); }

@@ -31,6 +31,7 @@ struct Pack<Lane<kChecked_>> {
   using F = Lane<kChecked_>;
   static constexpr bool kHasExp2 = true;
   static constexpr bool kChecked = kChecked_;
+  static constexpr bool kFusesMultiplyAdd = true;
 
   static __device__ __forceinline__ F broadcast(float x) { return {x}; }
   // NaN in `x` is ignored here: it reaches every statistic through the exponential.

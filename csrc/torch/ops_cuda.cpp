@@ -30,7 +30,7 @@ class CudaExecutor {
       : op_(op), device_(device) {
     TORCH_CHECK_VALUE(num_tokens <= kMaxTokens && num_columns <= kMaxColumns, op,
                       ": the CUDA kernels take at most ", kMaxTokens, " tokens of ", kMaxColumns,
-                      " columns, got ", num_tokens, " of ", num_columns, "; split the tokens");
+                      " columns, got ", num_tokens, " of ", num_columns, "; take fewer at a time");
     guard_.set_device(device);
   }
 

@@ -115,6 +115,7 @@ def main_with_signal(arguments: list[str], prefix: Path, number: int) -> tuple[i
     def documents(inputs: Iterable[Path]) -> Iterator[Document]:
         yield TextDocument("first", "f:1")
         assert list(prefix.parent.iterdir()), "the work has not begun"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
         os.kill(os.getpid(), number)
         yield TextDocument("second", "f:2")
 
