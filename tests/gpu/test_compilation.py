@@ -1,4 +1,4 @@
-"""Every CUDA source compiles for every target; warnings, spilled registers and local memory fail."""
+"""Every CUDA source compiles for every target; warnings, spills and local memory are errors."""
 
 from __future__ import annotations
 
