@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import PositiveFloat, PositiveInt, ValidationError
 
-from bgkd_megatron.settings import Section
+from bgkd_megatron.settings import Section, explain, mistakes
 
 
 class Inner(Section):
@@ -22,7 +23,10 @@ class Example(Section):
     pair: tuple[PositiveFloat, PositiveFloat] = (0.9, 0.95)
     shares: list[PositiveFloat] | None = None
     switch: bool = False
-    name: str = ""
+    name: str = "-"
+    file: Path = Path("-")
+    names: list[str] | None = None
+    by_name: dict[str, str] | None = None
     inner: Inner = Inner()
 
 
@@ -71,6 +75,10 @@ def test_what_yaml_gives_for_a_number_is_taken() -> None:
     [
         ({"numbre": 1.0}, "Extra inputs are not permitted"),
         ({"name": ""}, "at least 1 character"),
+        ({"names": ["a", ""]}, "at least 1 character"),
+        ({"by_name": {"a": ""}}, "at least 1 character"),
+        ({"by_name": {"": "a"}}, "at least 1 character"),
+        ({"file": ""}, "not a valid path"),
         ({"number": math.nan}, "finite number"),
         ({"pair": [math.inf, 1.0]}, "finite number"),
         ({"inner": {"number": math.inf}}, "finite number"),
@@ -85,3 +93,41 @@ def test_sections_are_frozen_and_documented() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Example().number = 2.0
     assert Example.model_fields["number"].description == "A number."
+
+
+class Required(Section):
+    number: float
+    inner: Inner = Inner()
+
+
+def test_a_line_for_each_mistake() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Required.model_validate({"inner": {"number": "x" * 100, "numbre": 1}})
+    expected = [
+        "number: is required",
+        "inner.number: Input should be a valid number, unable to parse string as a number, "
+        f"got '{'x' * 39}",
+        "inner.numbre: unknown key",
+    ]
+    assert mistakes(caught.value) == expected
+    assert explain(caught.value) == "; ".join(expected)
+    assert mistakes(caught.value, lambda key: f", not {key}")[-1] == (
+        "inner.numbre: unknown key, not inner.numbre"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"number": true}', "number: must be a number, got the boolean true"),
+        ('{"number": 1', "Invalid JSON: EOF while parsing an object at line 1 column 12"),
+    ],
+)
+def test_mistakes_that_say_themselves_what_came(text: str, expected: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Required.model_validate_json(text)
+    assert explain(caught.value) == expected
+
+
+def test_other_errors_are_explained_on_one_line_too() -> None:
+    assert explain(ValueError("two\n  lines")) == "two lines"

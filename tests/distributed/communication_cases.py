@@ -170,6 +170,8 @@ def ranks_that_differ_are_named(group: dist.ProcessGroup) -> None:
         message = rf"^vocab_stats: .*\b{name} \(.* on rank {others}, .* on rank \[{last}\]\)"
         with pytest.raises(ValueError, match=message):
             call_checked(group, **difference if group.rank() == last else {})
+    with pytest.raises(ValueError, match=r"features \(TEACHER\|LABEL on rank"):
+        call_checked(group, **DIFFERING["features"] if group.rank() == last else {})
 
 
 REFUSED_BY_ONE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

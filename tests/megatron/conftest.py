@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import run_command, torchrun
+from run_files import write_run
 
 WORKER = Path(__file__).parent / "ranks" / "worker.py"
 Results = dict[str, str]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """The settings of a run without a mistake, for 6 processes; see run_files.py."""
+    return write_run(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,12 @@ def test_sigterm_saves_and_exits_0(config: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / last
     output_file = tmp_path / "result.json"
     overrides = (f"student.model_dir={checkpoint}", "parallel.tensor_parallel=1")
+    overrides += ("checkpoint.dir=/dev/null/x",)  # nothing is written there
     evaluation = run_command(
         torchrun(1, *EVALUATE, "--config", config, "--output", output_file, *overrides)
     )
     assert evaluation.returncode == 0, evaluation.stderr
+    assert "Warning" not in evaluation.stderr
     result = json.loads(output_file.read_text())["held_out"]
     assert f"held_out: student NLL {result['nll']:.4f}" in evaluation.stdout
     assert result["forward_kl"] < json.loads(lines[0])["forward_kl"]
@@ -121,5 +124,34 @@ def test_failed_run_is_told_once(config: Path) -> None:
     process = run_command(torchrun(2, *TRAIN, "--config", config, "optimizer.lr=1e30"))
     assert process.returncode != 0
     assert process.stderr.count("error: step 2: the ") == 1
+    assert "Warning" not in process.stderr
     assert "bgkd_megatron/" not in process.stderr
     assert "exitcode  : 1" in process.stderr
+
+
+def test_a_rank_that_fails_alone_is_told(config: Path, tmp_path: Path) -> None:
+    """Rank 0 cannot write the pointer; the other ranks wait for it, and torchrun ends them."""
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "latest" / "taken").mkdir(parents=True)
+    process = run_command(torchrun(2, *TRAIN, "--config", config))
+    assert process.returncode != 0
+    expected = (
+        f"error: rank 0: {checkpoints / 'iter_0000002'} cannot be written ([Errno 21] Is a dir"
+    )
+    assert process.stderr.count(expected) == 1
+    assert "IsADirectoryError" not in process.stderr  # no traceback
+
+
+@pytest.mark.parametrize("output", ["file/result.json", "."])
+def test_an_output_that_cannot_be_written_is_told_at_once(
+    config: Path, tmp_path: Path, output: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    where = tmp_path / output
+    command = [sys.executable, *EVALUATE, "--config", str(config), "--output", str(where)]
+    process = run_command([*command, "parallel.tensor_parallel=1"])
+    assert process.returncode == 2
+    reason = f"{where} is a folder" if output == "." else f"cannot write to {where.parent}"
+    assert f"--output: {reason}" in process.stderr
+    assert "bgkd_megatron/" not in process.stderr
+    assert not (tmp_path / "checkpoints").exists()

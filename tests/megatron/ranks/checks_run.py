@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import world
@@ -17,6 +18,7 @@ from world import VOCAB_PADDED, layout, run_config
 
 from bgkd_megatron.megatron import checkpoint_dir, train_loop
 from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.errors import RankError
 from bgkd_megatron.megatron.evaluation import evaluate_run
 from bgkd_megatron.megatron.run_log import METRICS_FILE
 
@@ -145,6 +147,10 @@ def evaluation_of_a_checkpoint(workspace: Path) -> None:
         evaluate_run(config, output)
     expected = {k: v for k, v in records(run)[-1].items() if k not in ("kind", "step", "set")}
     assert json.loads(output.read_text()) == {"held out": expected}
+    full_disk = output.with_name("full.json")
+    full_disk.symlink_to("/dev/full")
+    with layout(), pytest.raises(RankError, match=r"full\.json cannot be written"):
+        evaluate_run(config, full_disk)
 
 
 def bf16_run(workspace: Path) -> None:
