@@ -55,7 +55,7 @@ def hybrid_loss(
         return local_stats(arguments)
 
     def facts() -> dict[str, object]:
-        own = {"objective": objective.config, "progress": progress}
+        own = {"objective": objective.config, "progress": float(progress)}
         return own | vocab_arguments.facts(arguments)
 
     partial = rank_check.agreed(

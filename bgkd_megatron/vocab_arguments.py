@@ -1,6 +1,6 @@
 """The arguments of vocab_stats: what a rank refuses, and what all ranks must pass alike.
 
-The operators themselves (csrc/torch/ops.cpp) refuse wrong dtypes, shapes, strides and values.
+The operators themselves (csrc/torch/checks.cpp) refuse wrong dtypes, shapes, strides and values.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def vocab_stats(
     teacher_logits: [N, V_local'] of the same dtype, over the same token ids (padding behind the
         last real id may differ), or None without `Feature.TEACHER`.
     labels: [N] int64 global token ids, or ignore_index: such rows are never read, all their
-        statistics and gradients are 0.
+        statistics and gradients are 0. A label outside the vocabulary is refused on the CPU; on
+        CUDA, where finding it would make the host wait, the statistics at it are NaN.
     features: the statistics wanted; they alone are communicated. temperature > 0 belongs to
         SOFTENED, power_exponent > 0 to POWER_SUM. Softened KLs shrink like 1 / temperature^2, their
         rounding error of about 1e-6 does not: see ObjectiveConfig.temperature.
@@ -65,9 +66,9 @@ def vocab_stats(
     Returns VocabStats: [N] float32 each, bitwise equal on all ranks of the group.
     Bytes: forward reads each shard once; backward reads each once and writes d logits. One
     all-gather of 4 * len(ops.stat_names(features)) * N bytes per rank in forward, none in backward.
-    Raises TypeError (dtype) or ValueError (shape, device, label outside the vocabulary, shard,
-    temperature, leaf), before any communication. With check_ranks then all ranks raise: ValueError
-    where the arguments were good.
+    Raises TypeError (dtype) or ValueError (shape, device, label, shard, temperature, leaf), before
+    any communication. With check_ranks then all ranks raise: ValueError where the arguments were
+    good.
     """
     options = StatsOptions(
         shard,

@@ -37,7 +37,7 @@ inline CpuLaunchPlan plan_cpu_launch(int64_t num_tokens, int64_t num_columns, in
 // Of the kernels; here because the plans need them.
 constexpr int kCudaThreads = 256;        // per block at most; always whole warps
 constexpr int kCudaBytesPerThread = 32;  // of each tensor between two looks at the running maxima
-constexpr int kCudaBlocksPerSm = 3;      // blocks of 256 threads that surely fit
+constexpr int kCudaBlocksPerSm = 3;  // of the statistics kernel, which has registers for so many
 
 // How the rows are cut: a block of `threads` takes `columns_per_part` columns of one row.
 struct CudaPlan {

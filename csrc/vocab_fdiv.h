@@ -32,16 +32,22 @@ struct FdivGradientArgs {
   int64_t grad_columns;
 };
 
-#define BGKD_DECLARE_FDIV_KERNELS(capability)                                           \
+// body(T{}, FdivKind<...>{}), as with_dtype and with_divergence. For the host.
+template <class BFloat16, class Half, class Body>
+inline __attribute__((always_inline)) void with_dtype_and_divergence(DType dtype,
+                                                                     FDivergence divergence,
+                                                                     const Body& body) {
+  with_dtype<BFloat16, Half>(dtype, [&](auto element) {
+    with_divergence(divergence, [&](auto kind) { body(element, kind); });
+  });
+}
+
+#define BGKD_DECLARE(capability)                                                        \
   namespace capability {                                                                \
   void compute_fdiv(const FdivArgs& args, int64_t begin, int64_t end);                  \
   void compute_fdiv_gradient(const FdivGradientArgs& args, int64_t begin, int64_t end); \
   }
-BGKD_DECLARE_FDIV_KERNELS(DEFAULT)
-#if defined(BGKD_X86_KERNELS)
-BGKD_DECLARE_FDIV_KERNELS(AVX2)
-BGKD_DECLARE_FDIV_KERNELS(AVX512)
-#endif
-#undef BGKD_DECLARE_FDIV_KERNELS
+BGKD_FOR_EACH_CAPABILITY(BGKD_DECLARE)
+#undef BGKD_DECLARE
 
 }  // namespace bgkd

@@ -11,6 +11,21 @@ namespace bgkd {
 
 enum class DType { kFloat32, kBFloat16, kFloat16 };
 
+// body(T{}) for a dtype that is known at run time; BFloat16 and Half are the executor's types. For
+// the host.
+template <class BFloat16, class Half, class Body>
+inline __attribute__((always_inline)) auto with_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return body(BFloat16{});
+    case DType::kFloat16:
+      return body(Half{});
+    case DType::kFloat32:
+      break;
+  }
+  return body(float{});
+}
+
 // Two shards of logits over the same token ids: [num_tokens, >= num_columns], unit stride along the
 // columns.
 struct LogitsShard {
@@ -59,8 +74,7 @@ struct GradientArgs {
   int64_t num_tokens;
   const float* global;    // [rows, num_tokens]
   const float* upstream;  // [rows, num_tokens]: d loss / d global
-  void*
-      grad;  // out: d loss / d student logits, of their dtype; may be the student logits themselves
+  void* grad;  // out: d loss / d student logits, of their dtype; may be the logits themselves
   int64_t grad_stride;
   int64_t grad_columns;  // >= num_columns; padding gets 0
 };
@@ -69,16 +83,17 @@ struct GradientArgs {
 void merge_tokens(const MergeArgs& args, int64_t begin, int64_t end);
 
 // ... and once per instruction set, each in a namespace of its own:
-#define BGKD_DECLARE_KERNELS(capability)                                       \
+#if defined(BGKD_X86_KERNELS)
+#define BGKD_FOR_EACH_CAPABILITY(declare) declare(DEFAULT) declare(AVX2) declare(AVX512)
+#else
+#define BGKD_FOR_EACH_CAPABILITY(declare) declare(DEFAULT)
+#endif
+#define BGKD_DECLARE(capability)                                               \
   namespace capability {                                                       \
   void compute_stats(const StatsArgs& args, int64_t begin, int64_t end);       \
   void compute_gradient(const GradientArgs& args, int64_t begin, int64_t end); \
   }
-BGKD_DECLARE_KERNELS(DEFAULT)
-#if defined(BGKD_X86_KERNELS)
-BGKD_DECLARE_KERNELS(AVX2)
-BGKD_DECLARE_KERNELS(AVX512)
-#endif
-#undef BGKD_DECLARE_KERNELS
+BGKD_FOR_EACH_CAPABILITY(BGKD_DECLARE)
+#undef BGKD_DECLARE
 
 }  // namespace bgkd

@@ -1,4 +1,4 @@
-// Base-2 exponential for x <= 0, as softmax needs it: the processor's own, or a polynomial.
+// Base-2 exponential, as softmax needs it: the processor's own, or a polynomial.
 #pragma once
 
 #include "portable.h"
@@ -14,9 +14,9 @@ BGKD_INLINE F clamp_exponent(F x) {
   return Pack<F>::maximum(Pack<F>::broadcast(kSmallestExponent), x);
 }
 
-// 2^x for x in [-127, 127]; 2^-127 is 0 and 2^0 exactly 1. Relative error below 8e-8 (0.7 ulp):
-// minimax polynomial of degree 6 on
-// [-1/2, 1/2] with constant term 1 (2e-9 in exact arithmetic), the rest is float32 rounding.
+// 2^x for x in [-127, 127]; 2^-127 is 0 and 2^0 exactly 1. The polynomial: minimax of degree 6 on
+// [-1/2, 1/2] with constant term 1, 2e-9 in exact arithmetic; with the rounding of float32 the
+// relative error is below 8e-8 (0.7 ulp).
 template <class F>
 BGKD_INLINE F exp2_clamped(F x) {
   using P = Pack<F>;
@@ -36,6 +36,7 @@ BGKD_INLINE F exp2_clamped(F x) {
   }
 }
 
+// 2^x for all x up to 127; 0 from -127 down.
 template <class F>
 BGKD_INLINE F exp2_flushed(F x) {
   if constexpr (Pack<F>::kHasExp2) return exp2_clamped(x);

@@ -19,7 +19,6 @@
 namespace bgkd {
 
 enum class FDivergence { kJensenShannon, kSkewForward, kSkewReverse, kTotalVariation };
-constexpr int kNumFDivergences = 4;
 
 template <FDivergence kKind>
 using FdivKind = std::integral_constant<FDivergence, kKind>;

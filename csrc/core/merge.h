@@ -87,6 +87,19 @@ BGKD_INLINE TokenStats merge(const TokenStats& a, const TokenStats& b, const Sta
   return s;
 }
 
+// All parts of token `i`, in their order. partial: [num_parts, rows, num_tokens].
+BGKD_INLINE TokenStats merge_parts(const float* partial, int64_t num_parts, int64_t num_tokens,
+                                   int64_t i, const StatsParams& params) {
+  const int64_t part_size = num_rows(params.features) * num_tokens;
+  TokenStats sum = neutral_stats();
+  for (int64_t part = 0; part < num_parts; ++part) {
+    TokenStats next = neutral_stats();
+    load_stats(next, partial + part * part_size, num_tokens, i, params.features);
+    sum = merge(sum, next, params);
+  }
+  return sum;
+}
+
 // Partial statistics of the whole vocabulary -> global statistics (statistics.h). Everything is
 // formed from differences to the maxima, so that logits with a large common offset lose nothing.
 BGKD_INLINE TokenStats finalize(const TokenStats& s, const StatsParams& params) {

@@ -71,25 +71,14 @@ BGKD_INLINE float soft_weight(const ObjectiveParams& objective, const TokenStats
 // that a kernel keeps TokenStats in registers.
 template <class Body>
 BGKD_INLINE void with_soft_stat(const ObjectiveParams& objective, const Body& body) {
-  if (objective.soft == SoftTerm::kForwardKl) {
-    if (objective.softened)
-      body(kSoftForward);
-    else
-      body(kForward);
-  } else {
-    if (objective.softened)
-      body(kSoftReverse);
-    else
-      body(kReverse);
-  }
+  const bool is_forward = objective.soft == SoftTerm::kForwardKl;
+  if (objective.softened) return is_forward ? body(kSoftForward) : body(kSoftReverse);
+  return is_forward ? body(kForward) : body(kReverse);
 }
 
 template <class Body>
 BGKD_INLINE void with_hard_stat(const ObjectiveParams& objective, const Body& body) {
-  if (objective.hard == HardLabel::kData)
-    body(kStudentAtLabel);
-  else
-    body(kStudentAtArgmax);
+  return objective.hard == HardLabel::kData ? body(kStudentAtLabel) : body(kStudentAtArgmax);
 }
 
 // Fills `upstream`: d loss / d statistic. A term without weight is left out, be it infinite.

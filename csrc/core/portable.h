@@ -39,6 +39,7 @@ struct Pack<float> {
   // 0 * inf is 0 where a term without weight is added. Without it the sum becomes NaN, and whoever
   // runs the loop looks for that and runs it again with a checked pack.
   static constexpr bool kChecked = true;
+  // `fma` rounds once.
   static constexpr bool kFusesMultiplyAdd = true;
   static BGKD_INLINE float broadcast(float x) { return x; }
   // NaN in `x` is ignored here: it reaches every statistic through the exponential.

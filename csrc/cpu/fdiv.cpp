@@ -95,36 +95,22 @@ void gradient_of_tokens(const FdivGradientArgs& args, int64_t begin, int64_t end
   }
 }
 
-// body(T{}, FdivKind<...>{}) for the dtype and the divergence.
-template <class Body>
-void dispatch(DType dtype, FDivergence divergence, const Body& body) {
-  const auto of_dtype = [&](auto element) {
-    with_divergence(divergence, [&](auto kind) { body(element, kind); });
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return of_dtype(float{});
-    case DType::kBFloat16:
-      return of_dtype(c10::BFloat16{});
-    case DType::kFloat16:
-      return of_dtype(c10::Half{});
-  }
-}
-
 }  // namespace
 
 namespace CPU_CAPABILITY {
 
 void compute_fdiv(const FdivArgs& args, int64_t begin, int64_t end) {
-  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
-    sums_of_tokens<T, kKind>(args, begin, end);
-  });
+  with_dtype_and_divergence<c10::BFloat16, c10::Half>(
+      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+        sums_of_tokens<T, kKind>(args, begin, end);
+      });
 }
 
 void compute_fdiv_gradient(const FdivGradientArgs& args, int64_t begin, int64_t end) {
-  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
-    gradient_of_tokens<T, kKind>(args, begin, end);
-  });
+  with_dtype_and_divergence<c10::BFloat16, c10::Half>(
+      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+        gradient_of_tokens<T, kKind>(args, begin, end);
+      });
 }
 
 }  // namespace CPU_CAPABILITY

@@ -126,14 +126,8 @@ void gradient_of_dtype(const GradientArgs& args, int64_t begin, int64_t end) {
 namespace CPU_CAPABILITY {
 
 void compute_gradient(const GradientArgs& args, int64_t begin, int64_t end) {
-  switch (args.logits.dtype) {
-    case DType::kFloat32:
-      return gradient_of_dtype<float>(args, begin, end);
-    case DType::kBFloat16:
-      return gradient_of_dtype<c10::BFloat16>(args, begin, end);
-    case DType::kFloat16:
-      return gradient_of_dtype<c10::Half>(args, begin, end);
-  }
+  with_dtype<c10::BFloat16, c10::Half>(args.logits.dtype,
+                                       [&]<class T>(T) { gradient_of_dtype<T>(args, begin, end); });
 }
 
 }  // namespace CPU_CAPABILITY

@@ -16,22 +16,6 @@ __global__ void __launch_bounds__(kThreads)
   sums[i] = sum;
 }
 
-// body(T{}, FdivKind<...>{}) for the dtype and the divergence.
-template <class Body>
-void dispatch(DType dtype, FDivergence divergence, const Body& body) {
-  const auto of_dtype = [&](auto element) {
-    with_divergence(divergence, [&](auto kind) { body(element, kind); });
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return of_dtype(float{});
-    case DType::kBFloat16:
-      return of_dtype(__nv_bfloat16{});
-    case DType::kFloat16:
-      return of_dtype(__half{});
-  }
-}
-
 dim3 grid_of(int64_t num_tokens, const CudaPlan& plan) {
   return dim3(static_cast<unsigned>(num_tokens), static_cast<unsigned>(plan.parts));
 }
@@ -42,10 +26,11 @@ cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float*
                               cudaStream_t stream) {
   if (args.num_tokens == 0) return cudaSuccess;
   float* partial = plan.parts == 1 ? args.sums : workspace;
-  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
-    fdiv_kernel<T, kKind><<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(
-        args, partial, plan.columns_per_part);
-  });
+  with_dtype_and_divergence<__nv_bfloat16, __half>(
+      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+        fdiv_kernel<T, kKind><<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(
+            args, partial, plan.columns_per_part);
+      });
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || plan.parts == 1) {
     return error;
   }
@@ -58,10 +43,11 @@ cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float*
 cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaPlan& plan,
                                        cudaStream_t stream) {
   if (args.num_tokens == 0 || args.grad_columns == 0) return cudaSuccess;
-  dispatch(args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
-    fdiv_gradient_kernel<T, kKind>
-        <<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(args, plan.columns_per_part);
-  });
+  with_dtype_and_divergence<__nv_bfloat16, __half>(
+      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+        fdiv_gradient_kernel<T, kKind><<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(
+            args, plan.columns_per_part);
+      });
   return cudaGetLastError();
 }
 

@@ -45,15 +45,8 @@ cudaError_t launch_of_dtype(const FusedArgs& args, const FusedPlan& plan, cudaSt
 cudaError_t launch_fused_loss(const FusedArgs& args, const FusedPlan& plan, cudaStream_t stream) {
   if (plan.cluster == 0) return cudaErrorInvalidConfiguration;
   if (args.num_tokens == 0) return cudaSuccess;
-  switch (args.logits.dtype) {
-    case DType::kFloat32:
-      return launch_of_dtype<float>(args, plan, stream);
-    case DType::kBFloat16:
-      return launch_of_dtype<__nv_bfloat16>(args, plan, stream);
-    case DType::kFloat16:
-      return launch_of_dtype<__half>(args, plan, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype<__nv_bfloat16, __half>(
+      args.logits.dtype, [&]<class T>(T) { return launch_of_dtype<T>(args, plan, stream); });
 }
 
 }  // namespace bgkd

@@ -89,7 +89,7 @@ __device__ __forceinline__ void publish_argmax(uint32_t (&argmax)[kMaxWarps], co
   if (is_first_of_warp()) argmax[warp_of_thread()] = column;
 }
 
-// The column in whose warps' minimum; the first one of the part when no logit is finite.
+// The lowest column that a warp has published; the first of the part when no logit is finite.
 __device__ __forceinline__ int64_t argmax_over_warps(const uint32_t (&argmax)[kMaxWarps]) {
   uint32_t column = argmax[0];
 #pragma unroll 1

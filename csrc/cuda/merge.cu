@@ -20,19 +20,12 @@ __global__ void __launch_bounds__(kThreads)
                  const StatsParams params, int64_t num_tokens, float* merged) {
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (token >= num_tokens) return;
-  if (kFinal && labels.skipped(token)) {
-    store_stats(TokenStats{}, merged, num_tokens, token, params.features);
-    return;
+  TokenStats result{};
+  if (!kFinal || !labels.skipped(token)) {
+    result = merge_parts(partial, num_parts, num_tokens, token, params);
+    if (kFinal) result = finalize(result, params);
   }
-  const int64_t part_size = num_rows(params.features) * num_tokens;
-  TokenStats sum = neutral_stats();
-  load_stats(sum, partial, num_tokens, token, params.features);
-  for (int64_t i = 1; i < num_parts; ++i) {
-    TokenStats part = neutral_stats();
-    load_stats(part, partial + i * part_size, num_tokens, token, params.features);
-    sum = merge(sum, part, params);
-  }
-  store_stats(kFinal ? finalize(sum, params) : sum, merged, num_tokens, token, params.features);
+  store_stats(result, merged, num_tokens, token, params.features);
 }
 
 }  // namespace

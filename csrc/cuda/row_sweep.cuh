@@ -44,8 +44,8 @@ __device__ __forceinline__ int column_of(int block, int k) {
 }
 
 // Blocks [first, last) of this thread, as the end of a row or a row that is not aligned needs it:
-// columns behind the row are absent. fold(z, t, block, std::bool_constant: all of it in the row and
-// aligned).
+// columns behind the row are absent. fold(z, t, block, is_whole); the last is a std::bool_constant:
+// all columns of the block are in the row and aligned.
 template <class T, class F, bool kHasTeacher, class Fold>
 __device__ __forceinline__ void sweep_ragged(const RowPart<T>& part, int first, int last,
                                              const Fold& fold) {

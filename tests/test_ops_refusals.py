@@ -1,0 +1,115 @@
+"""What the operators themselves refuse, in the same words on every device of the build.
+
+The kernels of a device are called by their dispatch key, with tensors in the host's memory: an
+argument that is refused is refused before the device is touched, so no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from operator_checks import COLUMNS, VOCAB
+from torch import Tensor
+from vocab_inputs import make_labels, make_logits
+
+from bgkd_megatron import ops
+from bgkd_megatron.statistics import Feature
+
+FEATURES = int(Feature.TEACHER | Feature.LABEL | Feature.FORWARD_KL)
+ROWS = len(ops.stat_names(Feature(FEATURES)))
+STATS = torch.zeros(ROWS, 6)
+Z, T = (make_logits(6, COLUMNS, seed) for seed in (0, 1))
+LABELS = make_labels(6, VOCAB, seed=2)
+
+SHARD = {"teacher_logits": T, "labels": LABELS, "vocab_size": VOCAB, "vocab_start": 0}
+SCALARS = {"features": FEATURES, "temperature": 1.0, "ignore_index": -100}
+OBJECTIVE = {
+    "soft_term": 1,
+    "softened": False,
+    "soft_weighting": 0,
+    "static_weight": 0.5,
+    "entropy_scale": 1.0,
+    "hard_label": 0,
+}
+BACKWARD = {"student_logits": Z, "global_stats": STATS, "upstream": STATS, **SHARD, **SCALARS}
+# Good arguments of each operator, by the names of its schema.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "vocab_stats": {"student_logits": Z, **SHARD, **SCALARS, "power_exponent": 1.0},
+    "merge_stats": {"partial": STATS[None], "labels": LABELS, **SCALARS, "power_exponent": 1.0},
+    "vocab_stats_backward": BACKWARD,
+    "vocab_stats_backward_": BACKWARD,
+    "fused_loss_": {
+        "student_logits": Z,
+        **SHARD,
+        **SCALARS,
+        "power_exponent": 1.0,
+        **OBJECTIVE,
+    },
+}
+
+
+def call(name: str, device: str, **changes: Any) -> object:
+    operator = getattr(ops, name)
+    arguments = ARGUMENTS[name] | changes
+    ordered = [arguments[argument.name] for argument in operator._schema.arguments]
+    key = getattr(torch._C.DispatchKey, device.upper())
+    return operator.redispatch(torch._C.DispatchKeySet(key), *ordered)
+
+
+def meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+REFUSED = [
+    ("vocab_stats", {"student_logits": Z.double()}, "student_logits must be float32, bfloat16 or"),
+    ("vocab_stats", {"student_logits": Z.T}, "student_logits must be contiguous along the vocab"),
+    ("vocab_stats", {"teacher_logits": T[:5]}, "teacher_logits must have the student's 6 rows"),
+    ("vocab_stats", {"teacher_logits": meta(T)}, "must be on the student's device cpu, got meta"),
+    ("vocab_stats", {"labels": LABELS[:5]}, "labels must be a contiguous [6]"),
+    ("vocab_stats", {"labels": meta(LABELS)}, "labels must be on cpu like the logits, got meta"),
+    ("vocab_stats", {"vocab_size": 0}, "vocab_size must be in [1, 16777216], got 0"),
+    ("vocab_stats", {"temperature": 0.0}, "temperature must be a finite number above 0"),
+    ("vocab_stats", {"features": 4}, "features 4 asks for statistics of a teacher without"),
+    ("merge_stats", {"partial": STATS}, "partial must be [num_shards, rows, N], got shape"),
+    ("merge_stats", {"partial": STATS[None, 1:]}, f"partial must be a contiguous [1, {ROWS}, 6]"),
+    ("merge_stats", {"labels": meta(LABELS)}, "labels must be on cpu like the logits, got meta"),
+    ("fused_loss_", {"teacher_logits": meta(T)}, "must be on the student's device cpu, got meta"),
+    ("fused_loss_", {"labels": meta(LABELS)}, "labels must be on cpu like the logits, got meta"),
+    ("fused_loss_", {"vocab_size": 131}, "the logits must hold the whole vocabulary of 131"),
+    ("fused_loss_", {"soft_term": 3}, "unknown objective: soft_term 3"),
+    ("fused_loss_", {"soft_term": 2}, "the objective reads features"),
+    *(
+        (name, changes, message)
+        for name in ("vocab_stats_backward", "vocab_stats_backward_")
+        for changes, message in [
+            ({"student_logits": Z[0]}, "student_logits must be [N, V_local], got shape [130]"),
+            ({"upstream": STATS.double()}, "upstream must be float32, got Double"),
+            ({"upstream": STATS[:, 1:]}, f"upstream must be a contiguous [{ROWS}, 6], got shape"),
+            ({"upstream": meta(STATS)}, "upstream must be on cpu like the logits, got meta"),
+            ({"global_stats": meta(STATS)}, "global_stats must be on cpu like the logits, got"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize("device", ops.DEVICES)
+@pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
+def test_refuses(name: str, changes: dict[str, Any], message: str, device: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: .*{re.escape(message)}"):
+        call(name, device, **changes)
+
+
+@pytest.mark.parametrize("device", ops.DEVICES)
+@pytest.mark.parametrize("name", ["vocab_stats_backward_", "fused_loss_"])
+def test_inplace_refuses_logits_that_overlap(name: str, device: str) -> None:
+    with pytest.raises(RuntimeError, match="single memory location"):
+        call(name, device, student_logits=Z[:1].expand(6, COLUMNS))
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_takes_the_good_arguments(name: str) -> None:
+    changes = {} if name == "merge_stats" else {"student_logits": Z.clone()}
+    call(name, "cpu", **changes)
