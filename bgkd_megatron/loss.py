@@ -29,8 +29,10 @@ def hybrid_loss(
 
     Arguments as in `vocab_stats`; progress in [0, 1] is the fraction of the run that is done
     (schedules). Nothing is averaged: sum `losses.loss` and divide by the global number of valid
-    tokens. check_ranks compares the objective's configuration and the progress, too.
-    Raises as `vocab_stats`, and ValueError for an objective of another vocabulary.
+    tokens. check_ranks compares the objective's configuration, the progress and the soft weights,
+    too: a weighting of your own must return the same on all ranks.
+    Raises as `vocab_stats` and HybridObjective, and ValueError for an objective of another
+    vocabulary.
     """
     features = objective.features
     if labels is None:
@@ -54,12 +56,17 @@ def hybrid_loss(
             )
         return local_stats(arguments)
 
-    def facts() -> dict[str, object]:
+    def facts(_: Tensor) -> dict[str, object]:
         own = {"objective": objective.config, "progress": float(progress)}
         return own | vocab_arguments.facts(arguments)
 
-    partial = rank_check.agreed(
-        "hybrid_loss", local, facts, shard.tp_group if check_ranks else None
-    )
+    group = shard.tp_group if check_ranks else None
+    partial = rank_check.agreed("hybrid_loss", local, facts, group)
     stats = merged_stats(partial, arguments)
-    return objective(stats, progress), stats
+    losses = rank_check.agreed(
+        "hybrid_loss",
+        lambda: objective(stats, progress),
+        lambda losses: {"the soft weights": rank_check.digest(losses.soft_weight)},
+        group,
+    )
+    return losses, stats

@@ -29,13 +29,13 @@ def gather(value: Value, group: dist.ProcessGroup) -> list[Value]:
 def agreed(
     caller: str,
     local: Callable[[], Value],
-    facts: Callable[[], Mapping[str, object]],
+    facts: Callable[[Value], Mapping[str, object]],
     group: dist.ProcessGroup | None,
 ) -> Value:
     """local() of this rank, once it has raised on no rank and all ranks have stated the same facts.
 
     local: what this rank does before it communicates, its refusals among it.
-    facts: by name, compared as they are printed; asked for after local().
+    facts: of what local() returned, by name; compared as they are printed.
     Raises on every rank or on none: the error of local() where it raised, else ValueError that
     names the ranks and what they refuse, or the facts and who states what.  Collective over
     `group`; with one rank, and under torch.compile, it is local() alone.
@@ -45,7 +45,7 @@ def agreed(
     mine: str | dict[str, str]
     try:
         value = local()
-        mine = {name: str(fact) for name, fact in facts().items()}
+        mine = {name: str(fact) for name, fact in facts(value).items()}
     except Exception as error:  # of whatever kind: the other ranks wait for word
         gather(str(error), group)
         raise

@@ -89,7 +89,9 @@ class VocabStats(NamedTuple):
     """KL(q^tau||p^tau), without a factor tau^2"""
 
     def require(self, name: str) -> Tensor:
-        """The statistic `name`, [N]; ValueError if it was not computed."""
+        """The statistic `name`, [N]; ValueError if there is none or it was not computed."""
+        if name not in self._fields:
+            raise ValueError(f"there is no statistic {name!r}, only {', '.join(self._fields)}")
         value = cast("Tensor | None", getattr(self, name))
         if value is None:
             raise ValueError(

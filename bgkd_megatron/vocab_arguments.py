@@ -30,6 +30,10 @@ class StatsOptions:
     ignore_index: int
     inplace_backward: bool
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.shard, VocabShard):
+            raise TypeError(f"shard must be a VocabShard, got {type(self.shard).__name__}")
+
 
 class StatsArguments(NamedTuple):
     """As described at `vocab_stats`."""

@@ -70,20 +70,18 @@ class VocabShard:
 
     @classmethod
     def uneven(cls, vocab_size: int, num_columns: int, tp_group: dist.ProcessGroup) -> VocabShard:
-        """Each rank with its own num_columns. One all-gather: call it once, at set-up.
+        """Each rank with its own num_columns. Communicates: call it once, at set-up.
 
-        Raises ValueError on every rank also when their vocab_size differ.
+        Raises on every rank when one of them refuses its arguments or their vocab_size differ.
         """
-        _require_int("vocab_size", vocab_size)
-        _require_int("num_columns", num_columns)
         _require_group(tp_group)
-        cuts = rank_check.gather((vocab_size, num_columns), tp_group)
-        if len({size for size, _ in cuts}) > 1:
-            raise ValueError(
-                f"VocabShard: the {len(cuts)} ranks of the tp_group must have the same vocab_size, "
-                f"got {[size for size, _ in cuts]}"
-            )
-        return cls(vocab_size, tuple(width for _, width in cuts), tp_group)
+
+        def local() -> None:
+            _require_int("vocab_size", vocab_size)
+            _require_int("num_columns", num_columns)
+
+        rank_check.agreed("VocabShard", local, lambda _: {"vocab_size": vocab_size}, tp_group)
+        return cls(vocab_size, tuple(rank_check.gather(num_columns, tp_group)), tp_group)
 
 
 def _require_int(name: str, value: Any) -> None:

@@ -82,7 +82,7 @@ def vocab_stats(
     partial = rank_check.agreed(
         "vocab_stats",
         lambda: local_stats(arguments),
-        lambda: vocab_arguments.facts(arguments),
+        lambda _: vocab_arguments.facts(arguments),
         shard.tp_group if check_ranks else None,
     )
     return merged_stats(partial, arguments)

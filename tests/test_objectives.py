@@ -204,6 +204,16 @@ def test_what_a_weighting_must_not_return(weight: Any, error: Any, message: str)
         objective(leaf_stats(4))
 
 
+def test_a_function_alone_is_no_weighting() -> None:
+    with pytest.raises(TypeError, match=r"must be a Weighting\(features, function\).* function$"):
+        HybridObjective(ObjectiveConfig(), 11, weighting=lambda stats, progress: 0.5)  # type: ignore[arg-type]
+
+
+def test_an_unknown_statistic_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no statistic 'entropy', only valid, student_lse, .*"):
+        leaf_stats(4).require("entropy")
+
+
 def test_a_weight_is_taken_to_the_precision_of_the_losses() -> None:
     def third(stats: VocabStats, progress: float) -> Tensor:
         return torch.full_like(stats.student_lse, 1 / 3, dtype=torch.bfloat16)

@@ -142,6 +142,11 @@ def test_inplace_refuses_a_view_of_a_leaf() -> None:
         )
 
 
+def test_refuses_what_is_no_shard() -> None:
+    with pytest.raises(TypeError, match="shard must be a VocabShard, got NoneType"):
+        vocab_stats(**arguments(shard=None))
+
+
 def test_refuses_meta_tensors_beside_real_ones() -> None:
     logits = torch.zeros(6, COLUMNS)
     for change in ({"teacher_logits": logits.to("meta")}, {"labels": torch.zeros(6).to("meta")}):

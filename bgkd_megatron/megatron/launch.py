@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.config_file import load_config
 from bgkd_megatron.megatron.errors import ConfigError, RankError, RunError
 from bgkd_megatron.megatron.quiet import silence_megatron
+from bgkd_megatron.megatron.run_lock import lock_folders
 
 __all__ = ["add_config_arguments", "launch"]
 
@@ -42,9 +44,21 @@ def launch(
 
     run imports Megatron itself: only then is it clear that the job can start.
     resume: the run continues from checkpoint.dir, so its latest checkpoint must fit the
-    configuration, and saves there.  output: a file that it writes, beside its logs.
+    configuration, and saves there; no other run may save there or log to logging.dir meanwhile.
+    output: a file that it writes, beside its logs.
     """
-    config, mistake = _read_config(args, resume, output)
+    with ExitStack() as locks:  # until this process has nothing more to write
+        return _launch(args, run, resume, output, locks)
+
+
+def _launch(
+    args: argparse.Namespace,
+    run: Callable[[TrainConfig], None],
+    resume: bool,
+    output: Path | None,
+    locks: ExitStack,
+) -> int:
+    config, mistake = _read_config(args, resume, output, locks)
     parallel.init_distributed()
     if _tell_mistakes(mistake) or config is None:
         dist.destroy_process_group()
@@ -69,9 +83,12 @@ def launch(
 
 
 def _read_config(
-    args: argparse.Namespace, resume: bool, output: Path | None
+    args: argparse.Namespace, resume: bool, output: Path | None, locks: ExitStack
 ) -> tuple[TrainConfig | None, str | None]:
-    """The configuration, or what is wrong with it as this rank sees it."""
+    """The configuration, or what is wrong with it as this rank sees it.
+
+    Rank 0 locks what the run saves to; an evaluation may read there meanwhile.
+    """
     try:
         config = load_config(args.config, args.overrides)
         folders = {"logging.dir": config.logging.dir}
@@ -80,6 +97,8 @@ def _read_config(
         if output is not None:
             folders["--output"] = output.parent
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")), folders)
+        if resume and os.environ.get("RANK", "0") == "0":
+            locks.enter_context(lock_folders(folders))
         checkpoint = checkpoint_dir.latest(config.checkpoint.dir) if resume else None
         if checkpoint is not None:
             checkpoint_dir.read_progress(checkpoint, config)

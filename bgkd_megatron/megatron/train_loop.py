@@ -40,11 +40,11 @@ def train(config: TrainConfig) -> None:
     stays as it is.
     """
     run = _Run(config)
-    try:
-        with StopSignal() as stop:
+    with StopSignal() as stop:  # also while the log is closed, after the last save
+        try:
             run.train_until(stop)
-    finally:
-        run.close()
+        finally:
+            run.close()
 
 
 class _Run:

@@ -46,7 +46,7 @@ class ObjectiveConfig(Section):
     entropy: Literal["shannon", "tsallis"] = "shannon"
     """Entropy weighting: H_T / log V, or (sum p^gamma - 1) / (V^(1 - gamma) - 1)."""
 
-    tsallis_gamma: float = Field(default=0.1, gt=0.0)
+    tsallis_gamma: float = Field(default=0.1, ge=1e-3, le=100.0)
     """Exponent gamma of the Tsallis entropy; small values look at the teacher's tail."""
 
     curriculum_fraction: float = Field(default=0.2, gt=0.0, le=1.0)

@@ -29,7 +29,7 @@ class HybridObjective:
     vocab_size: real (unpadded) vocabulary common to teacher and student, at least 2.
     weighting: a weighting of your own in place of `config.weighting`.
     extra_features: for statistics that neither the loss nor its usual metrics need.
-    Raises ValueError for an impossible vocab_size.
+    Raises ValueError for an impossible vocab_size, TypeError for a weighting that is none.
     """
 
     features: Feature
@@ -47,6 +47,11 @@ class HybridObjective:
     ) -> None:
         if vocab_size < 2:
             raise ValueError(f"HybridObjective: vocab_size must be at least 2, got {vocab_size}")
+        if weighting is not None and not isinstance(weighting, Weighting):
+            raise TypeError(
+                "HybridObjective: weighting must be a Weighting(features, function), which says "
+                f"what the function reads, got {type(weighting).__name__}"
+            )
         self.config = config
         self.vocab_size = vocab_size
         self._weighting = weighting or WEIGHTINGS[config.weighting](config, vocab_size)

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from vocab_inputs import computed, make_logits
 
 from bgkd_megatron.loss import hybrid_loss
-from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
+from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, Weighting
 from bgkd_megatron.statistics import Feature
 from bgkd_megatron.vocab_shard import VocabShard
 from bgkd_megatron.vocab_stats import vocab_stats
@@ -115,10 +115,16 @@ def a_group_of_others_is_refused(group: dist.ProcessGroup) -> None:
 
 def uneven_compares_the_vocabulary(group: dist.ProcessGroup) -> None:
     """On every rank the same error, although each alone sees nothing wrong."""
-    sizes = [20, *[21] * (group.size() - 1)]
-    message = re.escape(f"must have the same vocab_size, got {sizes}")
-    with pytest.raises(ValueError, match=message):
-        VocabShard.uneven(sizes[group.rank()], 20, group)
+    with pytest.raises(
+        ValueError, match=r"^VocabShard: .* differ in vocab_size \(20 on rank \[0\]"
+    ):
+        VocabShard.uneven(21 if group.rank() else 20, 20, group)
+
+
+def uneven_refused_by_one_is_told_to_all(group: dist.ProcessGroup) -> None:
+    error, columns = (ValueError, 20) if group.rank() else (TypeError, 20.0)
+    with pytest.raises(error, match=r"num_columns must be an int, got 20\.0 of type float"):
+        VocabShard.uneven(20, columns, group)  # type: ignore[arg-type]
 
 
 def call_checked(
@@ -211,18 +217,23 @@ def objectives_that_differ_are_named(group: dist.ProcessGroup) -> None:
     last = group.size() - 1
     is_last = group.rank() == last
 
-    def call(config: ObjectiveConfig, progress: float, vocab_size: int = 1200) -> None:
+    def call(
+        config: ObjectiveConfig,
+        progress: float,
+        vocab_size: int = 1200,
+        weighting: Weighting | None = None,
+    ) -> None:
         hybrid_loss(
             problem.columns(problem.student, shard),
             problem.columns(problem.teacher, shard),
             problem.labels,
-            HybridObjective(config, vocab_size),
+            HybridObjective(config, vocab_size, weighting),
             shard=shard,
             progress=progress,
             check_ranks=True,
         )
 
-    with count_collectives({"gloo:all_gather": 3}):  # two of the comparison, one of the statistics
+    with count_collectives({"gloo:all_gather": 5}):  # two for each comparison, one of statistics
         call(ObjectiveConfig(), 0.5)
     with pytest.raises(ValueError, match=r"^hybrid_loss: .* differ in progress \(0\.5 on rank"):
         call(ObjectiveConfig(), 0.25 if is_last else 0.5)
@@ -233,6 +244,11 @@ def objectives_that_differ_are_named(group: dist.ProcessGroup) -> None:
         ValueError, match=f"^hybrid_loss: {refused}the objective is of a vocabulary"
     ):
         call(ObjectiveConfig(), 0.5, vocab_size=1201 if is_last else 1200)
+    own = Weighting(
+        Feature(0), lambda stats, _: torch.full_like(stats.student_lse, group.rank() / 8)
+    )
+    with pytest.raises(ValueError, match=r"^hybrid_loss: .* differ in the soft weights \("):
+        call(ObjectiveConfig(), 0.5, weighting=own)
 
 
 def checked_ranks_compute_the_same(group: dist.ProcessGroup) -> None:
@@ -280,6 +296,7 @@ CASES: dict[str, Case] = {
         a_group_of_the_wrong_size_is_refused,
         a_group_of_others_is_refused,
         uneven_compares_the_vocabulary,
+        uneven_refused_by_one_is_told_to_all,
         ranks_that_differ_are_named,
         objectives_that_differ_are_named,
         checked_ranks_compute_the_same,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,13 @@ def test_killed_rank_ends_the_job(config: Path, tmp_path: Path) -> None:
             processes += processes[0].children(recursive=True)
             ranks = [p for p in processes[1:] if "bgkd_megatron.train" in p.cmdline()]
             assert len(ranks) == 2
+            # Meanwhile nobody else may save there, not even on another layout.
+            second = run_command(
+                [sys.executable, *TRAIN, "--config", str(config), "parallel.tensor_parallel=1"]
+            )
+            assert second.returncode == 2
+            holders = "|".join(str(rank.pid) for rank in ranks)
+            assert re.search(rf"log is in use by process ({holders}) on", second.stderr)
             ranks[1].kill()
             job.stdout.read()  # returns when the last process that could write to it has ended
             assert job.wait() != 0
