@@ -10,6 +10,7 @@ All ranks merge the same numbers in the same order: the statistics are bitwise e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,15 @@ from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_arguments import StatsArguments, StatsOptions
 from bgkd_megatron.vocab_shard import VocabShard
 
-__all__ = ["local_stats", "merged_stats", "vocab_stats"]
+__all__ = [
+    "gathered",
+    "local_stats",
+    "merged",
+    "merged_stats",
+    "named",
+    "vocab_stats",
+    "written_gradient",
+]
 
 # torch 2.13 renamed it, and warns of the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -110,8 +119,34 @@ def local_stats(arguments: StatsArguments) -> Tensor:
 
 def merged_stats(partial: Tensor, arguments: StatsArguments) -> VocabStats:
     """Global statistics from `local_stats` of the same arguments: the one all-gather."""
+    return named(_GlobalStats.apply(partial, *arguments), arguments)
+
+
+def gathered(local: Tensor, shard: VocabShard) -> Tensor:
+    """[tp_size, *local.shape] in rank order: one all-gather over the group, on one rank none."""
+    size = shard.tp_size
+    if size == 1:
+        return local.view(1, *local.shape)
+    everyone = local.new_empty((size * local.shape[0], *local.shape[1:]))
+    _all_gather(everyone, local, group=shard.tp_group)
+    return everyone.view(size, *local.shape)
+
+
+def merged(partial: Tensor, labels: Tensor | None, options: StatsOptions) -> Tensor:
+    """Global statistics [rows, N] float32, the rows of `ops.stat_names`. No autograd."""
+    return ops.merge_stats(
+        gathered(partial, options.shard),
+        labels,
+        options.features,
+        options.temperature,
+        options.power_exponent,
+        options.ignore_index,
+    )
+
+
+def named(global_stats: Tensor, arguments: StatsArguments) -> VocabStats:
+    """The rows of `merged` by name."""
     _, _, labels, options = arguments
-    global_stats = _GlobalStats.apply(partial, *arguments)
     features = Feature(options.features)
     row = dict(zip(ops.stat_names(features), global_stats.unbind(0), strict=True))
     constant = {name: value.detach() for name, value in row.items()}
@@ -153,47 +188,51 @@ class _GlobalStats(torch.autograd.Function):
         labels: Tensor | None,
         options: StatsOptions,
     ) -> Tensor:
-        tp_size = options.shard.tp_size
-        gathered = partial
-        if tp_size > 1:
-            gathered = partial.new_empty((tp_size * partial.shape[0], partial.shape[1]))
-            _all_gather(gathered, partial, group=options.shard.tp_group)
-        global_stats = ops.merge_stats(
-            gathered.view(tp_size, *partial.shape),
-            labels,
-            options.features,
-            options.temperature,
-            options.power_exponent,
-            options.ignore_index,
-        )
+        global_stats = merged(partial, labels, options)
         ctx.save_for_backward(student_logits, teacher_logits, labels, global_stats)
         ctx.options = options
         return global_stats
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None, None, None]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise NotImplementedError(
-                "vocab_stats has no second derivative: call backward() without create_graph=True"
-            )
         student_logits, teacher_logits, labels, global_stats = ctx.saved_tensors
         options: StatsOptions = ctx.options
-        scalars = (
+        tensors = (global_stats, upstream.contiguous())
+        rest = (
+            teacher_logits,
+            labels,
             options.shard.vocab_size,
             options.shard.start,
             options.features,
             options.temperature,
             options.ignore_index,
         )
-        upstream = upstream.contiguous()
-        if not options.inplace_backward or torch.compiler.is_compiling():
-            grad = ops.vocab_stats_backward(
-                global_stats, upstream, student_logits, teacher_logits, labels, *scalars
-            )
-            return None, grad, None, None, None
-        grad = student_logits.detach()
-        ops.vocab_stats_backward_(grad, global_stats, upstream, teacher_logits, labels, *scalars)
-        # Anyone else who saved these logits for a backward of their own must hear of it instead of
-        # reading gradients.
-        torch.autograd.graph.increment_version(student_logits)
+        grad = written_gradient(
+            student_logits,
+            options,
+            lambda logits: ops.vocab_stats_backward(*tensors, logits, *rest),
+            lambda logits: ops.vocab_stats_backward_(logits, *tensors, *rest),
+        )
         return None, grad, None, None, None
+
+
+def written_gradient(
+    student_logits: Tensor,
+    options: StatsOptions,
+    of: Callable[[Tensor], Tensor],
+    write_over: Callable[[Tensor], None],
+) -> Tensor:
+    """For a backward: the gradient `of` these logits, or what `write_over` makes of them if it is
+    wanted in place."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "vocab_stats has no second derivative: call backward() without create_graph=True"
+        )
+    if not options.inplace_backward or torch.compiler.is_compiling():
+        return of(student_logits)
+    grad = student_logits.detach()
+    write_over(grad)
+    # Anyone else who saved these logits for a backward of their own must hear of it instead of
+    # reading gradients.
+    torch.autograd.graph.increment_version(student_logits)
+    return grad

@@ -17,19 +17,13 @@ struct FdivArgs {
   float* sums;  // out: [kNumFdivSums, num_tokens], of this shard; all shards' are to be added
 };
 
+// The gradient of the divergence and of the statistics together: after it the logits may be gone.
 struct FdivGradientArgs {
-  LogitsShard logits;
-  TokenLabels labels;
+  GradientArgs stats;
   FDivergence kind;
   float lambda;
-  uint32_t features;
-  int64_t num_tokens;
-  const float* global;
   const float* sums;      // [kNumFdivSums, num_tokens], of all shards together
   const float* upstream;  // [num_tokens]: d loss / d divergence
-  void* grad;             // out; may be the student logits themselves
-  int64_t grad_stride;
-  int64_t grad_columns;
 };
 
 // body(T{}, FdivKind<...>{}), as with_dtype and with_divergence. For the host.

@@ -6,6 +6,7 @@ argument that is refused is refused before the device is touched, so no GPU is n
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -35,12 +36,22 @@ OBJECTIVE = {
     "hard_label": 0,
 }
 BACKWARD = {"student_logits": Z, "global_stats": STATS, "upstream": STATS, **SHARD, **SCALARS}
+FDIV = {"kind": 0, "lam": 0.5}
+FDIV_BACKWARD = {
+    **BACKWARD,
+    **FDIV,
+    "sums": torch.zeros(2, 6),
+    "upstream_divergence": torch.zeros(6),
+}
 # Good arguments of each operator, by the names of its schema.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "vocab_stats": {"student_logits": Z, **SHARD, **SCALARS, "power_exponent": 1.0},
     "merge_stats": {"partial": STATS[None], "labels": LABELS, **SCALARS, "power_exponent": 1.0},
     "vocab_stats_backward": BACKWARD,
     "vocab_stats_backward_": BACKWARD,
+    "vocab_fdiv": {"student_logits": Z, "global_stats": STATS, **SHARD, **SCALARS, **FDIV},
+    "vocab_fdiv_backward": FDIV_BACKWARD,
+    "vocab_fdiv_backward_": FDIV_BACKWARD,
     "fused_loss_": {
         "student_logits": Z,
         **SHARD,
@@ -63,6 +74,9 @@ def meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
+FDIVS = ("vocab_fdiv", "vocab_fdiv_backward", "vocab_fdiv_backward_")
+BACKWARDS = ("vocab_stats_backward", "vocab_stats_backward_", *FDIVS[1:])
+
 REFUSED = [
     ("vocab_stats", {"student_logits": Z.double()}, "student_logits must be float32, bfloat16 or"),
     ("vocab_stats", {"student_logits": Z.T}, "student_logits must be contiguous along the vocab"),
@@ -83,13 +97,40 @@ REFUSED = [
     ("fused_loss_", {"soft_term": 2}, "the objective reads features"),
     *(
         (name, changes, message)
-        for name in ("vocab_stats_backward", "vocab_stats_backward_")
+        for name in BACKWARDS
         for changes, message in [
             ({"student_logits": Z[0]}, "student_logits must be [N, V_local], got shape [130]"),
             ({"upstream": STATS.double()}, "upstream must be float32, got Double"),
             ({"upstream": STATS[:, 1:]}, f"upstream must be a contiguous [{ROWS}, 6], got shape"),
             ({"upstream": meta(STATS)}, "upstream must be on cpu like the logits, got meta"),
             ({"global_stats": meta(STATS)}, "global_stats must be on cpu like the logits, got"),
+        ]
+    ),
+    *(
+        (name, changes, message)
+        for name in FDIVS
+        for changes, message in [
+            ({"student_logits": Z.double()}, "student_logits must be float32, bfloat16 or"),
+            ({"teacher_logits": T[:5]}, "teacher_logits must have the student's 6 rows"),
+            ({"labels": LABELS[:5]}, "labels must be a contiguous [6]"),
+            ({"global_stats": STATS[1:]}, f"global_stats must be a contiguous [{ROWS}, 6]"),
+            ({"global_stats": meta(STATS)}, "global_stats must be on cpu like the logits, got"),
+            ({"features": 2}, "got teacher_logits without the feature"),
+            ({"kind": 4}, "kind must be in [0, 4), one of core/fdiv.h, got 4"),
+            ({"kind": -1}, "kind must be in [0, 4), one of core/fdiv.h, got -1"),
+            ({"lam": 0.0}, "lam must be between 0 and 1, by at least 2^-24, got 0"),
+            ({"kind": 2, "lam": 1.0}, "lam must be between 0 and 1, by at least 2^-24, got 1"),
+            ({"lam": math.nan}, "lam must be between 0 and 1, by at least 2^-24, got nan"),
+        ]
+    ),
+    *(
+        (name, changes, message)
+        for name in FDIVS[1:]
+        for changes, message in [
+            ({"sums": torch.zeros(3, 6)}, "sums must be a contiguous [2, 6], got shape [3, 6]"),
+            ({"sums": torch.zeros(2, 6).double()}, "sums must be float32, got Double"),
+            ({"upstream_divergence": torch.zeros(1, 6)}, "must be a contiguous [6], got shape"),
+            ({"upstream_divergence": torch.zeros(6).half()}, "must be float32, got Half"),
         ]
     ),
 ]
@@ -103,7 +144,7 @@ def test_refuses(name: str, changes: dict[str, Any], message: str, device: str) 
 
 
 @pytest.mark.parametrize("device", ops.DEVICES)
-@pytest.mark.parametrize("name", ["vocab_stats_backward_", "fused_loss_"])
+@pytest.mark.parametrize("name", ["vocab_stats_backward_", "vocab_fdiv_backward_", "fused_loss_"])
 def test_inplace_refuses_logits_that_overlap(name: str, device: str) -> None:
     with pytest.raises(RuntimeError, match="single memory location"):
         call(name, device, student_logits=Z[:1].expand(6, COLUMNS))

@@ -160,7 +160,7 @@ def test_older_processors(capability: str) -> None:
         pytest.skip(f"ATEN_CPU_CAPABILITY={capability} gives the {name} kernels on this machine")
     tests = [
         str(Path(__file__).with_name(name))
-        for name in ("test_vocab_stats.py", "test_vocab_stats_extremes.py")
+        for name in ("test_vocab_stats.py", "test_vocab_stats_extremes.py", "test_vocab_fdiv.py")
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(

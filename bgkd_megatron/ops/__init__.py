@@ -2,7 +2,7 @@
 the build.
 
 Forward-only functions of raw statistics. Merging over a process group and autograd are in
-`bgkd_megatron.vocab_stats`.
+`bgkd_megatron.vocab_stats` and `bgkd_megatron.vocab_fdiv`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ vocab_stats = torch.ops.bgkd.vocab_stats.default
 merge_stats = torch.ops.bgkd.merge_stats.default
 vocab_stats_backward = torch.ops.bgkd.vocab_stats_backward.default
 vocab_stats_backward_ = torch.ops.bgkd.vocab_stats_backward_.default
+vocab_fdiv = torch.ops.bgkd.vocab_fdiv.default
+vocab_fdiv_backward = torch.ops.bgkd.vocab_fdiv_backward.default
+vocab_fdiv_backward_ = torch.ops.bgkd.vocab_fdiv_backward_.default
 fused_loss_ = torch.ops.bgkd.fused_loss_.default
 
 
@@ -82,6 +85,22 @@ def _(global_stats: Tensor, upstream: Tensor, student_logits: Tensor, *unused: A
 
 
 @torch.library.register_fake("bgkd::vocab_stats_backward_")
+def _(student_logits: Tensor, *unused: Any) -> None:
+    return None
+
+
+@torch.library.register_fake("bgkd::vocab_fdiv")
+def _(student_logits: Tensor, *unused: Any) -> Tensor:
+    return student_logits.new_empty((2, student_logits.shape[0]), dtype=torch.float32)
+
+
+@torch.library.register_fake("bgkd::vocab_fdiv_backward")
+def _(global_stats: Tensor, upstream: Tensor, sums: Tensor, upstream_divergence: Tensor,
+      student_logits: Tensor, *unused: Any) -> Tensor:  # fmt: skip
+    return student_logits.new_empty(student_logits.shape)
+
+
+@torch.library.register_fake("bgkd::vocab_fdiv_backward_")
 def _(student_logits: Tensor, *unused: Any) -> None:
     return None
 

@@ -14,6 +14,8 @@
 // teacher's argmax.
 #pragma once
 
+#include <type_traits>
+
 #include "exponential.h"
 #include "merge.h"
 #include "statistics.h"
@@ -22,6 +24,26 @@ namespace bgkd {
 
 // What a row needs, in rising order of cost.
 enum class GradientKind { kZero, kStudent, kLinear, kGeneral, kSoftened };
+
+template <GradientKind kKind>
+using GradientKindTag = std::integral_constant<GradientKind, kKind>;
+
+// body(GradientKindTag<...>{}) for a kind that is known at run time.
+template <class Body>
+BGKD_INLINE void with_gradient_kind(GradientKind kind, const Body& body) {
+  switch (kind) {
+    case GradientKind::kZero:
+      return body(GradientKindTag<GradientKind::kZero>{});
+    case GradientKind::kStudent:
+      return body(GradientKindTag<GradientKind::kStudent>{});
+    case GradientKind::kLinear:
+      return body(GradientKindTag<GradientKind::kLinear>{});
+    case GradientKind::kGeneral:
+      return body(GradientKindTag<GradientKind::kGeneral>{});
+    case GradientKind::kSoftened:
+      return body(GradientKindTag<GradientKind::kSoftened>{});
+  }
+}
 
 // Coefficients of one row. log2 p = (t - max) log2e - log2_sum.
 struct RowGradient {

@@ -61,13 +61,12 @@ struct Pack<float> {
   static BGKD_INLINE float divide(float a, float b) { return a / b; }
 };
 
-// w * x with 0 * inf = 0: the convention of every expectation here. (A NaN weight gives 0; it is
-// seen in the sum of the weights.)
+// w * x with 0 * inf = 0: the convention of every expectation here. A NaN weight stays NaN.
 template <class F>
 BGKD_INLINE F weighted(F w, F x) {
   if constexpr (!Pack<F>::kChecked) return w * x;
   const F zero = Pack<F>::broadcast(0.f);
-  return Pack<F>::where_greater(w, zero, w * x, zero);
+  return Pack<F>::where_greater(w, zero, w * x, w);
 }
 
 }  // namespace bgkd

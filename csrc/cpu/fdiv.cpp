@@ -75,24 +75,21 @@ void sums_of_tokens(const FdivArgs& args, int64_t begin, int64_t end) {
 
 template <class T, FDivergence kKind>
 void gradient_of_tokens(const FdivGradientArgs& args, int64_t begin, int64_t end) {
-  constexpr float kUnit = fdiv_unit(kKind);
-  const LogitsShard& logits = args.logits;
-  for (int64_t i = begin; i < end; ++i) {
-    T* dz = static_cast<T*>(args.grad) + i * args.grad_stride;
-    const float upstream = args.upstream[i];
-    int64_t written = 0;
-    if (upstream != 0.f && !args.labels.skipped(i)) {
-      const FdivRow row = row_of(args.global, args.features, args.num_tokens, i, args.lambda);
-      const float slope_sum = args.sums[kFdivSlope * args.num_tokens + i] / kUnit;
-      write_gradient<true>(row_pointer<T>(logits.student, logits.student_stride, i),
-                           row_pointer<T>(logits.teacher, logits.teacher_stride, i), dz,
-                           logits.num_columns, [&](Vec z, Vec t) {
-                             return fdiv_gradient<kKind>(row, kUnit * upstream, slope_sum, z, t);
-                           });
-      written = logits.num_columns;
-    }
-    std::fill(dz + written, dz + args.grad_columns, static_cast<T>(0.f));
-  }
+  const GradientArgs& stats = args.stats;
+  for_each_gradient_row<T>(
+      stats, begin, end, [&](int64_t i, const RowGradient& r, GradientRow<T>& row) {
+        const float upstream = stats.labels.skipped(i) ? 0.f : args.upstream[i];
+        if (r.kind == GradientKind::kZero && upstream == 0.f) return false;
+        const float slope_sum = args.sums[kFdivSlope * stats.num_tokens + i];
+        const FdivGradient g = fdiv_gradient_row(r, kKind, args.lambda, slope_sum, upstream);
+        with_gradient_kind(fdiv_kind(r.kind), [&]<GradientKind kStats>(GradientKindTag<kStats>) {
+          if constexpr (fdiv_kind(kStats) == kStats) {
+            row.template write<true>(
+                [&](auto z, auto t) { return fdiv_element_gradient<kKind, kStats>(g, z, t); });
+          }
+        });
+        return true;
+      });
 }
 
 }  // namespace
@@ -108,7 +105,7 @@ void compute_fdiv(const FdivArgs& args, int64_t begin, int64_t end) {
 
 void compute_fdiv_gradient(const FdivGradientArgs& args, int64_t begin, int64_t end) {
   with_dtype_and_divergence<c10::BFloat16, c10::Half>(
-      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+      args.stats.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
         gradient_of_tokens<T, kKind>(args, begin, end);
       });
 }

@@ -16,6 +16,9 @@ __global__ void __launch_bounds__(kThreads)
   sums[i] = sum;
 }
 
+// Of these the gradient may be more than a multiple of q.
+constexpr uint32_t kGeneralGradient = kForwardKl | kReverseKl | kStudentEntropy | kSoftened;
+
 dim3 grid_of(int64_t num_tokens, const CudaPlan& plan) {
   return dim3(static_cast<unsigned>(num_tokens), static_cast<unsigned>(plan.parts));
 }
@@ -42,11 +45,16 @@ cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float*
 
 cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaPlan& plan,
                                        cudaStream_t stream) {
-  if (args.num_tokens == 0 || args.grad_columns == 0) return cudaSuccess;
+  const GradientArgs& stats = args.stats;
+  if (stats.num_tokens == 0 || stats.grad_columns == 0) return cudaSuccess;
+  const dim3 grid = grid_of(stats.num_tokens, plan);
   with_dtype_and_divergence<__nv_bfloat16, __half>(
-      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
-        fdiv_gradient_kernel<T, kKind><<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(
-            args, plan.columns_per_part);
+      stats.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+        fdiv_gradient_kernel<T, kKind, false>
+            <<<grid, plan.threads, 0, stream>>>(args, plan.columns_per_part);
+        if ((stats.params.features & kGeneralGradient) == 0) return;
+        fdiv_gradient_kernel<T, kKind, true>
+            <<<grid, plan.threads, 0, stream>>>(args, plan.columns_per_part);
       });
   return cudaGetLastError();
 }

@@ -1,8 +1,9 @@
-// The two kernels of the second sweep: sums of a divergence, and its gradient.
+// The two kernels of the second sweep: sums of a divergence; its gradient and that of the
+// statistics.
 #pragma once
 
 #include "../vocab_fdiv.h"
-#include "gradient_row.cuh"
+#include "gradient.cuh"
 #include "reduce.cuh"
 
 namespace bgkd {
@@ -49,23 +50,43 @@ __global__ void __launch_bounds__(kCudaThreads)
   }
 }
 
-// Grid: (num_tokens, parts).
-template <class T, FDivergence kKind>
+// Rows of which the statistics' gradient is a multiple of q go to one launch; all others to a
+// second one, so that those do not pay for its registers.
+template <class T, FDivergence kKind, bool kGeneral>
 __global__ void __launch_bounds__(kCudaThreads)
     fdiv_gradient_kernel(const FdivGradientArgs args, int64_t columns_per_part) {
+  __shared__ SharedRow shared;
+  const GradientArgs& stats = args.stats;
   const int64_t token = blockIdx.x;
-  const GradientPart<T> part = gradient_part<T>(args.logits, args.grad, args.grad_stride,
-                                                args.grad_columns, token, columns_per_part);
-  const float upstream = args.upstream[token];
-  if (upstream == 0.f || args.labels.skipped(token)) return write_zeros(part, 0);
-  using F = Lane<true>;
-  constexpr float kUnit = fdiv_unit(kKind);
-  const FdivRow row =
-      load_fdiv_row(args.global, args.features, args.num_tokens, token, args.lambda);
-  const float slope_sum = args.sums[kFdivSlope * args.num_tokens + token] / kUnit;
-  write_gradient<T, true>(part, ExtraTerm{-1, 0.f}, ExtraTerm{-1, 0.f}, [&](F z, F t) {
-    return fdiv_gradient<kKind>(row, kUnit * upstream, slope_sum, z, t);
-  });
+  if (threadIdx.x == 0) load_row(shared, stats, token);
+  __syncthreads();  // the coefficients are there, for all threads
+  const RowGradient row = shared.row;
+  const GradientKind kind = fdiv_kind(row.kind);
+  if ((kind != GradientKind::kStudent) != kGeneral) return;
+
+  const GradientPart<T> part = gradient_part<T>(stats.logits, stats.grad, stats.grad_stride,
+                                                stats.grad_columns, token, columns_per_part);
+  const float upstream = stats.labels.skipped(token) ? 0.f : args.upstream[token];
+  if (row.kind == GradientKind::kZero && upstream == 0.f) return write_zeros(part, 0);
+  const ExtraTerm label{column_of_token(part, shared.label, stats.logits.vocab_start),
+                        row.at_label};
+  const ExtraTerm argmax{column_of_token(part, shared.argmax, stats.logits.vocab_start),
+                         row.at_argmax};
+  const float slope_sum = args.sums[kFdivSlope * stats.num_tokens + token];
+  const FdivGradient g = fdiv_gradient_row(row, kKind, args.lambda, slope_sum, upstream);
+  const auto write = [&]<GradientKind kStats>(GradientKindTag<kStats>) {
+    using F = Lane<true>;
+    write_gradient<T, true>(part, label, argmax, [&](F z, F t) {
+      return fdiv_element_gradient<kKind, kStats>(g, z, t);
+    });
+  };
+  if constexpr (!kGeneral) {
+    write(GradientKindTag<GradientKind::kStudent>{});
+  } else if (kind == GradientKind::kGeneral) {
+    write(GradientKindTag<GradientKind::kGeneral>{});
+  } else {
+    write(GradientKindTag<GradientKind::kSoftened>{});
+  }
 }
 
 }  // namespace bgkd

@@ -28,7 +28,7 @@ cudaError_t launch_vocab_gradient(const GradientArgs& args, const CudaPlan& plan
 cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float* workspace,
                               cudaStream_t stream);
 
-// Its gradient.
+// Its gradient and that of the statistics.
 cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaPlan& plan,
                                        cudaStream_t stream);
 

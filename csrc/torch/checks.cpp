@@ -111,6 +111,22 @@ void check_stats_tensor(const char* op, const char* name, const Tensor& stats,
                     " like the logits, got ", stats.device());
 }
 
+struct CheckedDivergence {
+  FDivergence kind;
+  float lambda;
+};
+
+CheckedDivergence check_divergence(const char* op, const DivergenceArguments& divergence) {
+  const auto [kind, lambda] = divergence;
+  TORCH_CHECK_VALUE(kind >= 0 && kind < kNumFDivergences, op, ": kind must be in [0, ",
+                    kNumFDivergences, "), one of core/fdiv.h, got ", kind);
+  const CheckedDivergence checked{static_cast<FDivergence>(kind), static_cast<float>(lambda)};
+  TORCH_CHECK_VALUE(checked.kind == FDivergence::kTotalVariation ||
+                        (lambda >= kSmallestLambda && lambda <= 1 - kSmallestLambda),
+                    op, ": lam must be between 0 and 1, by at least 2^-24, got ", lambda);
+  return checked;
+}
+
 }  // namespace
 
 StatsArgs check_stats_args(const char* op, const Tensor& student, const OptionalTensor& teacher,
@@ -159,6 +175,48 @@ GradientArgs check_gradient_args(const char* op, const Tensor& global, const Ten
   check_stats_tensor(op, "upstream", upstream, {rows, args.num_tokens}, student);
   args.global = global.const_data_ptr<float>();
   args.upstream = upstream.const_data_ptr<float>();
+  return args;
+}
+
+FdivArgs check_fdiv_args(const char* op, const Tensor& student, const Tensor& teacher,
+                         const OptionalTensor& labels, const Tensor& global, int64_t vocab_size,
+                         int64_t vocab_start, int64_t features,
+                         const DivergenceArguments& divergence, int64_t ignore_index) {
+  const auto [kind, lambda] = check_divergence(op, divergence);
+  const StatsArgs stats =
+      check_stats_args(op, student, teacher, labels, vocab_size, vocab_start, features,
+                       /*temperature=*/1.0, /*power_exponent=*/1.0, ignore_index);
+  check_stats_tensor(op, "global_stats", global,
+                     {num_rows(stats.params.features), stats.num_tokens}, student);
+  FdivArgs args{};
+  args.logits = stats.logits;
+  args.labels = stats.labels;
+  args.kind = kind;
+  args.lambda = lambda;
+  args.features = stats.params.features;
+  args.num_tokens = stats.num_tokens;
+  args.global = global.const_data_ptr<float>();
+  return args;
+}
+
+FdivGradientArgs check_fdiv_gradient_args(const char* op, const Tensor& global,
+                                          const Tensor& upstream, const Tensor& sums,
+                                          const Tensor& upstream_divergence, const Tensor& student,
+                                          const Tensor& teacher, const OptionalTensor& labels,
+                                          int64_t vocab_size, int64_t vocab_start, int64_t features,
+                                          double temperature, const DivergenceArguments& divergence,
+                                          int64_t ignore_index) {
+  const auto [kind, lambda] = check_divergence(op, divergence);
+  FdivGradientArgs args{};
+  args.stats = check_gradient_args(op, global, upstream, student, teacher, labels, vocab_size,
+                                   vocab_start, features, temperature, ignore_index);
+  const int64_t num_tokens = args.stats.num_tokens;
+  check_stats_tensor(op, "sums", sums, {kNumFdivSums, num_tokens}, student);
+  check_stats_tensor(op, "upstream_divergence", upstream_divergence, {num_tokens}, student);
+  args.kind = kind;
+  args.lambda = lambda;
+  args.sums = sums.const_data_ptr<float>();
+  args.upstream = upstream_divergence.const_data_ptr<float>();
   return args;
 }
 

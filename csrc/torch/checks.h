@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "../fused_loss.h"
+#include "../vocab_fdiv.h"
 #include "../vocab_stats.h"
 
 namespace bgkd {
@@ -30,6 +31,25 @@ GradientArgs check_gradient_args(const char* op, const Tensor& global, const Ten
                                  const OptionalTensor& labels, int64_t vocab_size,
                                  int64_t vocab_start, int64_t features, double temperature,
                                  int64_t ignore_index);
+
+// A divergence of the second sweep, as the operators take it (core/fdiv.h).
+struct DivergenceArguments {
+  int64_t kind;
+  double lambda;
+};
+
+FdivArgs check_fdiv_args(const char* op, const Tensor& student, const Tensor& teacher,
+                         const OptionalTensor& labels, const Tensor& global, int64_t vocab_size,
+                         int64_t vocab_start, int64_t features,
+                         const DivergenceArguments& divergence, int64_t ignore_index);
+
+FdivGradientArgs check_fdiv_gradient_args(const char* op, const Tensor& global,
+                                          const Tensor& upstream, const Tensor& sums,
+                                          const Tensor& upstream_divergence, const Tensor& student,
+                                          const Tensor& teacher, const OptionalTensor& labels,
+                                          int64_t vocab_size, int64_t vocab_start, int64_t features,
+                                          double temperature, const DivergenceArguments& divergence,
+                                          int64_t ignore_index);
 
 // A named objective, as the operators take it. The enumerations are those of core/objective.h.
 struct ObjectiveArguments {

@@ -53,7 +53,7 @@ struct Operators {
                             vocab_start, features, temperature, ignore_index);
     const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
     Tensor grad = at::empty(student.sizes(), student.options());
-    write_gradient(executor, args, grad);
+    write_gradient(executor, args, args, grad);
     return grad;
   }
 
@@ -69,7 +69,53 @@ struct Operators {
         check_gradient_args(kOp, global, upstream, student, teacher, labels, vocab_size,
                             vocab_start, features, temperature, ignore_index);
     const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
-    write_gradient(executor, args, student);
+    write_gradient(executor, args, args, student);
+  }
+
+  static Tensor vocab_fdiv(const Tensor& student, const Tensor& teacher,
+                           const OptionalTensor& labels, const Tensor& global, int64_t vocab_size,
+                           int64_t vocab_start, int64_t features, int64_t kind, double lambda,
+                           int64_t ignore_index) {
+    constexpr const char* kOp = "vocab_fdiv";
+    FdivArgs args = check_fdiv_args(kOp, student, teacher, labels, global, vocab_size, vocab_start,
+                                    features, {kind, lambda}, ignore_index);
+    const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
+    Tensor sums = at::empty({kNumFdivSums, args.num_tokens}, student.options().dtype(at::kFloat));
+    args.sums = sums.mutable_data_ptr<float>();
+    executor.run(args);
+    return sums;
+  }
+
+  static Tensor vocab_fdiv_backward(const Tensor& global, const Tensor& upstream,
+                                    const Tensor& sums, const Tensor& upstream_divergence,
+                                    const Tensor& student, const Tensor& teacher,
+                                    const OptionalTensor& labels, int64_t vocab_size,
+                                    int64_t vocab_start, int64_t features, double temperature,
+                                    int64_t kind, double lambda, int64_t ignore_index) {
+    constexpr const char* kOp = "vocab_fdiv_backward";
+    FdivGradientArgs args = check_fdiv_gradient_args(
+        kOp, global, upstream, sums, upstream_divergence, student, teacher, labels, vocab_size,
+        vocab_start, features, temperature, {kind, lambda}, ignore_index);
+    const Executor executor(kOp, student.device(), args.stats.num_tokens, student.size(1));
+    Tensor grad = at::empty(student.sizes(), student.options());
+    write_gradient(executor, args, args.stats, grad);
+    return grad;
+  }
+
+  static void vocab_fdiv_backward_inplace(Tensor& student, const Tensor& global,
+                                          const Tensor& upstream, const Tensor& sums,
+                                          const Tensor& upstream_divergence, const Tensor& teacher,
+                                          const OptionalTensor& labels, int64_t vocab_size,
+                                          int64_t vocab_start, int64_t features, double temperature,
+                                          int64_t kind, double lambda, int64_t ignore_index) {
+    constexpr const char* kOp = "vocab_fdiv_backward_";
+    at::assert_no_internal_overlap(student);
+    at::assert_no_partial_overlap(student, teacher);
+    FdivGradientArgs args = check_fdiv_gradient_args(
+        kOp, global, upstream, sums, upstream_divergence, student, teacher, labels, vocab_size,
+        vocab_start, features, temperature, {kind, lambda}, ignore_index);
+    const Executor executor(kOp, student.device(), args.stats.num_tokens, student.size(1));
+    write_gradient(executor, args, args.stats, student);
   }
 
   static std::tuple<Tensor, Tensor> fused_loss_inplace(
@@ -102,14 +148,20 @@ struct Operators {
     m.impl("merge_stats", &merge_stats);
     m.impl("vocab_stats_backward", &vocab_stats_backward);
     m.impl("vocab_stats_backward_", &vocab_stats_backward_inplace);
+    m.impl("vocab_fdiv", &vocab_fdiv);
+    m.impl("vocab_fdiv_backward", &vocab_fdiv_backward);
+    m.impl("vocab_fdiv_backward_", &vocab_fdiv_backward_inplace);
     m.impl("fused_loss_", &fused_loss_inplace);
   }
 
  private:
-  static void write_gradient(const Executor& executor, GradientArgs& args, const Tensor& grad) {
-    args.grad = grad.mutable_data_ptr();
-    args.grad_stride = grad.stride(0);
-    args.grad_columns = grad.size(1);
+  // `output`: the part of `args` that says where the gradient goes.
+  template <class Args>
+  static void write_gradient(const Executor& executor, const Args& args, GradientArgs& output,
+                             const Tensor& grad) {
+    output.grad = grad.mutable_data_ptr();
+    output.grad_stride = grad.stride(0);
+    output.grad_columns = grad.size(1);
     executor.run(args);
   }
 };

@@ -15,20 +15,29 @@ struct CpuKernels {
   const char* name;
   decltype(&DEFAULT::compute_stats) stats;
   decltype(&DEFAULT::compute_gradient) gradient;
+  decltype(&DEFAULT::compute_fdiv) fdiv;
+  decltype(&DEFAULT::compute_fdiv_gradient) fdiv_gradient;
 };
+
+#define BGKD_KERNELS(capability)                                          \
+  CpuKernels {                                                            \
+    #capability, capability::compute_stats, capability::compute_gradient, \
+        capability::compute_fdiv, capability::compute_fdiv_gradient       \
+  }
 
 // PyTorch's own choice of instruction set, so that ATEN_CPU_CAPABILITY governs both.
 const CpuKernels& cpu_kernels() {
   static const CpuKernels kernels = []() -> CpuKernels {
 #if defined(BGKD_X86_KERNELS)
     const std::string capability = at::get_cpu_capability();
-    if (capability == "AVX512") return {"AVX512", AVX512::compute_stats, AVX512::compute_gradient};
-    if (capability == "AVX2") return {"AVX2", AVX2::compute_stats, AVX2::compute_gradient};
+    if (capability == "AVX512") return BGKD_KERNELS(AVX512);
+    if (capability == "AVX2") return BGKD_KERNELS(AVX2);
 #endif
-    return {"DEFAULT", DEFAULT::compute_stats, DEFAULT::compute_gradient};
+    return BGKD_KERNELS(DEFAULT);
   }();
   return kernels;
 }
+#undef BGKD_KERNELS
 
 template <class Body>
 void for_each_token_range(int64_t num_tokens, int64_t num_columns, uint32_t features,
@@ -69,6 +78,16 @@ class CpuExecutor {
     for_each_token_range(
         args.num_tokens, args.grad_columns, args.params.features,
         [&](int64_t begin, int64_t end) { cpu_kernels().gradient(args, begin, end); });
+  }
+  void run(const FdivArgs& args) const {
+    check_label_range(op_, args.labels, args.num_tokens, args.logits.vocab_size);
+    for_each_token_range(args.num_tokens, args.logits.num_columns, args.features,
+                         [&](int64_t begin, int64_t end) { cpu_kernels().fdiv(args, begin, end); });
+  }
+  void run(const FdivGradientArgs& args) const {
+    for_each_token_range(
+        args.stats.num_tokens, args.stats.grad_columns, args.stats.params.features,
+        [&](int64_t begin, int64_t end) { cpu_kernels().fdiv_gradient(args, begin, end); });
   }
   void run(const FusedArgs& args) const {
     check_label_range(op_, args.labels, args.num_tokens, args.logits.vocab_size);

@@ -37,15 +37,24 @@ class CudaExecutor {
   void run(const StatsArgs& args) const {
     const CudaPlan plan = plan_for(args.logits, args.num_tokens, args.logits.num_columns);
     const int64_t floats = stats_workspace_floats(plan, args.num_tokens, args.params.features);
-    // Freed when the launch returns, but reused only by later work on the same stream.
-    const c10::DataPtr workspace =
-        c10::cuda::CUDACachingAllocator::get()->allocate(floats * sizeof(float));
+    const c10::DataPtr workspace = allocate(floats);
     check(launch_vocab_stats(args, plan, static_cast<float*>(workspace.get()), stream()));
   }
   void run(const MergeArgs& args) const { check(launch_merge_stats(args, stream())); }
   void run(const GradientArgs& args) const {
     const CudaPlan plan = plan_for(args.logits, args.num_tokens, args.grad_columns);
     check(launch_vocab_gradient(args, plan, stream()));
+  }
+  void run(const FdivArgs& args) const {
+    const CudaPlan plan = plan_for(args.logits, args.num_tokens, args.logits.num_columns);
+    const int64_t floats = plan.parts == 1 ? 0 : plan.parts * kNumFdivSums * args.num_tokens;
+    const c10::DataPtr workspace = allocate(floats);
+    check(launch_vocab_fdiv(args, plan, static_cast<float*>(workspace.get()), stream()));
+  }
+  void run(const FdivGradientArgs& args) const {
+    const GradientArgs& stats = args.stats;
+    const CudaPlan plan = plan_for(stats.logits, stats.num_tokens, stats.grad_columns);
+    check(launch_vocab_fdiv_gradient(args, plan, stream()));
   }
   void run(const FusedArgs& args) const {
     const FusedPlan plan =
@@ -58,6 +67,11 @@ class CudaExecutor {
 
  private:
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()); }
+
+  // Freed when the launch returns, but reused only by later work on the same stream.
+  static c10::DataPtr allocate(int64_t floats) {
+    return c10::cuda::CUDACachingAllocator::get()->allocate(floats * sizeof(float));
+  }
 
   CudaPlan plan_for(const LogitsShard& logits, int64_t num_tokens, int64_t num_columns) const {
     return plan_cuda_launch(num_tokens, num_columns, element_size(logits.dtype), num_sms());

@@ -1,4 +1,4 @@
-"""Real processes: the operator on 2, 3 and 4 ranks equals one rank, with one collective.
+"""Real processes: the operators on 2, 3 and 4 ranks equal one rank, with one collective a sweep.
 
 2 ranks: the smallest; 3: no vocabulary of a power of two divides; 4: merges of merged shards.
 One rank is test_vocab_stats.py.
@@ -11,10 +11,11 @@ import functools
 import pytest
 from communication_cases import CASES as COMMUNICATION
 from communication_cases import SLOW_CASES
+from fdiv_cases import CASES as FDIV
 from launch import run_cases
 from sharding_cases import CASES as SHARDING
 
-CASES = SHARDING | COMMUNICATION
+CASES = SHARDING | FDIV | COMMUNICATION
 CASES_OF_SIZE = {2: CASES | SLOW_CASES, 3: CASES, 4: CASES}
 
 

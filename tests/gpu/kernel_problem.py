@@ -59,6 +59,22 @@ class _GradientArgs(ctypes.Structure):
     _fields_ = (*_HEAD, ("num_tokens", _INT64), ("stats", _POINTER), ("upstream", _POINTER), *_GRAD)
 
 
+class FdivArgs(ctypes.Structure):
+    _fields_ = (
+        *(("logits", _Shard), ("labels", _Labels)),
+        *(("kind", ctypes.c_int), ("lam", _FLOAT), ("features", ctypes.c_uint32)),
+        *(("num_tokens", _INT64), ("stats", _POINTER), ("sums", _POINTER)),
+    )
+
+
+class FdivGradientArgs(ctypes.Structure):
+    # One after the other, for a struct within a struct has the same layout here.
+    _fields_ = (
+        *_GradientArgs._fields_,
+        *(("kind", ctypes.c_int), ("lam", _FLOAT), ("sums", _POINTER), ("of_value", _POINTER)),
+    )
+
+
 class _FusedArgs(ctypes.Structure):
     _fields_ = (
         *(*_HEAD, ("objective", _Objective), ("num_tokens", _INT64)),
