@@ -21,10 +21,10 @@ from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_arguments import StatsArguments, StatsOptions
 from bgkd_megatron.vocab_shard import VocabShard
 
-__all__ = ["local_stats", "merged_stats", "vocab_stats"]
+__all__ = ["all_gather", "local_stats", "merged_stats", "named_stats", "vocab_stats"]
 
 # torch 2.13 renamed it, and warns of the old name.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def vocab_stats(
@@ -110,8 +110,12 @@ def local_stats(arguments: StatsArguments) -> Tensor:
 
 def merged_stats(partial: Tensor, arguments: StatsArguments) -> VocabStats:
     """Global statistics from `local_stats` of the same arguments: the one all-gather."""
-    _, _, labels, options = arguments
     global_stats = _GlobalStats.apply(partial, *arguments)
+    return named_stats(global_stats, arguments.labels, arguments.options)
+
+
+def named_stats(global_stats: Tensor, labels: Tensor | None, options: StatsOptions) -> VocabStats:
+    """The rows of `ops.stat_names(options.features)`, [rows, N], by their meaning."""
     features = Feature(options.features)
     row = dict(zip(ops.stat_names(features), global_stats.unbind(0), strict=True))
     constant = {name: value.detach() for name, value in row.items()}
@@ -157,7 +161,7 @@ class _GlobalStats(torch.autograd.Function):
         gathered = partial
         if tp_size > 1:
             gathered = partial.new_empty((tp_size * partial.shape[0], partial.shape[1]))
-            _all_gather(gathered, partial, group=options.shard.tp_group)
+            all_gather(gathered, partial, group=options.shard.tp_group)
         global_stats = ops.merge_stats(
             gathered.view(tp_size, *partial.shape),
             labels,

@@ -15,17 +15,23 @@ struct CpuKernels {
   const char* name;
   decltype(&DEFAULT::compute_stats) stats;
   decltype(&DEFAULT::compute_gradient) gradient;
+  decltype(&DEFAULT::scale_rows) scale_rows;
 };
+
+#define BGKD_KERNELS(capability)                                                                 \
+  CpuKernels {                                                                                   \
+    #capability, capability::compute_stats, capability::compute_gradient, capability::scale_rows \
+  }
 
 // PyTorch's own choice of instruction set, so that ATEN_CPU_CAPABILITY governs both.
 const CpuKernels& cpu_kernels() {
   static const CpuKernels kernels = []() -> CpuKernels {
 #if defined(BGKD_X86_KERNELS)
     const std::string capability = at::get_cpu_capability();
-    if (capability == "AVX512") return {"AVX512", AVX512::compute_stats, AVX512::compute_gradient};
-    if (capability == "AVX2") return {"AVX2", AVX2::compute_stats, AVX2::compute_gradient};
+    if (capability == "AVX512") return BGKD_KERNELS(AVX512);
+    if (capability == "AVX2") return BGKD_KERNELS(AVX2);
 #endif
-    return {"DEFAULT", DEFAULT::compute_stats, DEFAULT::compute_gradient};
+    return BGKD_KERNELS(DEFAULT);
   }();
   return kernels;
 }
@@ -80,6 +86,17 @@ class CpuExecutor {
         args.num_tokens, args.grad_columns, args.params.features, [&](int64_t begin, int64_t end) {
           fused_tokens(args, kernels, partial, partial + rows * args.num_tokens, begin, end);
         });
+  }
+  void run(const LossArgs& args) const {
+    const uint32_t features = args.merge.params.features;
+    for_each_token_range(args.merge.num_tokens, num_rows(features) * args.merge.num_shards,
+                         features,
+                         [&](int64_t begin, int64_t end) { evaluate_tokens(args, begin, end); });
+  }
+  void run(const ScaleArgs& args) const {
+    for_each_token_range(
+        args.num_tokens, args.num_columns, /*features=*/0,
+        [&](int64_t begin, int64_t end) { cpu_kernels().scale_rows(args, begin, end); });
   }
 
  private:
