@@ -114,6 +114,7 @@ class StandInRuntime:
     def using(self, device: ptx.Device, **options: Any) -> Iterator[list[HostLaunch]]:
         """Launches go to this device, with these options of Device.launch. Yields their list."""
         self._device, self._options, self.launches, self._error = device, options, [], None
+        self.library.cudaGetLastError()  # takes what earlier launches may have left
         try:
             yield self.launches
         finally:
