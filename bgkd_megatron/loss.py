@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bgkd_megatron import rank_check, vocab_arguments
+from bgkd_megatron.gradient_in_forward import losses_with_gradient
 from bgkd_megatron.objectives import HybridObjective, TokenLosses
 from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_arguments import StatsArguments, StatsOptions
@@ -22,6 +24,8 @@ def hybrid_loss(
     progress: float = 0.0,
     ignore_index: int = -100,
     inplace_backward: bool = False,
+    gradient_in_forward: bool = False,
+    tokens_per_chunk: int | None = None,
     check_ranks: bool = False,
 ) -> tuple[TokenLosses, VocabStats]:
     """Per-token losses [N], and the statistics they and the metrics come from. Collective over
@@ -29,7 +33,15 @@ def hybrid_loss(
 
     Arguments as in `vocab_stats`; progress in [0, 1] is the fraction of the run that is done
     (schedules). Nothing is averaged: sum `losses.loss` and divide by the global number of valid
-    tokens. check_ranks compares the objective's configuration, the progress and the soft weights,
+    tokens.
+    gradient_in_forward: the gradient overwrites the student's logits already here, so that they are
+        read once where a row stays on the chip; nobody may read them afterwards, and only
+        `losses.loss` has a gradient. What the kernels cannot evaluate (a weighting of your own, no
+        soft term), float16, whose small gradients need the scale that comes in backward, and
+        torch.compile take inplace_backward instead.
+    tokens_per_chunk: with gradient_in_forward and tensor parallelism, so many tokens at a time, one
+        all-gather each; `ops.tokens_in_cache` says how many fit. None: all at once.
+    check_ranks compares the objective's configuration, the progress and the soft weights,
     too: a weighting of your own must return the same on all ranks.
     Raises as `vocab_stats` and HybridObjective, and ValueError for an objective of another
     vocabulary.
@@ -43,24 +55,31 @@ def hybrid_loss(
         objective.temperature,
         objective.power_exponent,
         ignore_index,
-        inplace_backward,
+        inplace_backward or gradient_in_forward,
     )
     arguments = StatsArguments(student_logits, teacher_logits, labels, options)
 
     def local() -> Tensor:
-        if objective.vocab_size != shard.vocab_size:
-            raise ValueError(
-                f"hybrid_loss: the objective is of a vocabulary of {objective.vocab_size} token "
-                f"ids, the shard of one of {shard.vocab_size}: give both the real vocabulary, "
-                "without padding"
-            )
+        _check_vocabulary(objective, shard)
         return local_stats(arguments)
 
     def facts(_: Tensor) -> dict[str, object]:
-        own = {"objective": objective.config, "progress": float(progress)}
+        own = {
+            "objective": objective.config,
+            "progress": float(progress),
+            "tokens_per_chunk": tokens_per_chunk,
+        }
         return own | vocab_arguments.facts(arguments)
 
     group = shard.tp_group if check_ranks else None
+    named = None
+    if gradient_in_forward and _is_possible(student_logits):
+        named = objective.named(progress)
+    if named is not None:
+        if group is not None:
+            rank_check.agreed("hybrid_loss", local, facts, group)
+        _check_vocabulary(objective, shard)
+        return losses_with_gradient(arguments, named, tokens_per_chunk)
     partial = rank_check.agreed("hybrid_loss", local, facts, group)
     stats = merged_stats(partial, arguments)
     losses = rank_check.agreed(
@@ -70,3 +89,22 @@ def hybrid_loss(
         group,
     )
     return losses, stats
+
+
+def _check_vocabulary(objective: HybridObjective, shard: VocabShard) -> None:
+    if objective.vocab_size != shard.vocab_size:
+        raise ValueError(
+            f"hybrid_loss: the objective is of a vocabulary of {objective.vocab_size} token ids, "
+            f"the shard of one of {shard.vocab_size}: give both the real vocabulary, without "
+            "padding"
+        )
+
+
+def _is_possible(student_logits: Tensor) -> bool:
+    """Whether the gradient can be computed in forward."""
+    return (
+        student_logits.requires_grad
+        and torch.is_grad_enabled()
+        and student_logits.dtype != torch.float16
+        and not torch.compiler.is_compiling()
+    )

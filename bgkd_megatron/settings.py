@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-__all__ = ["Section", "explain", "mistakes"]
+__all__ = ["Count", "Section", "explain", "mistakes"]
+
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+"""A positive number; Megatron's index of samples, for one, counts with 32 bits."""
 
 
 class Section(BaseModel):
-    """Settings; refused: unknown ones, infinity and NaN, booleans for numbers, empty strings.
+    """Settings; refused: unknown ones, infinity and NaN, booleans for numbers, strings that are
+    empty or hold a null character.
 
     Frozen; the string below a field describes it.
     """
@@ -39,6 +44,16 @@ class Section(BaseModel):
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, bool):
                     raise ValueError(f"must be a number, got the boolean {str(item).lower()}")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _no_null_character(cls, value: Any) -> Any:
+        """What YAML makes of "\\0"; no function of the system takes such a path."""
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        for part in parts if isinstance(parts, list | tuple) else [parts]:
+            if isinstance(part, str | Path) and "\0" in str(part):
+                raise ValueError(f"must not hold a null character, got {str(part)!r:.40}")
         return value
 
 

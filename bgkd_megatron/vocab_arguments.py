@@ -93,6 +93,24 @@ def check(arguments: StatsArguments) -> None:
         _check_inplace(student_logits, teacher_logits)
 
 
+def check_labels(arguments: StatsArguments) -> None:
+    """Raises ValueError for a label outside the vocabulary, on the CPU.
+
+    The operators do so, too, but each only for the rows it gets.
+    """
+    labels, options = arguments.labels, arguments.options
+    if labels is None or labels.device.type != "cpu":
+        return
+    outside = (labels < 0) | (labels >= options.shard.vocab_size)
+    wrong = labels[outside & (labels != options.ignore_index)]
+    if wrong.numel():
+        raise ValueError(
+            f"vocab_stats: label {wrong[0].item()} is outside the vocabulary of "
+            f"{options.shard.vocab_size} token ids and is not ignore_index "
+            f"({options.ignore_index})"
+        )
+
+
 def _check_inplace(student_logits: Tensor, teacher_logits: Tensor | None) -> None:
     """Whether the gradient may overwrite the student's logits."""
     if _rows_overlap(student_logits):

@@ -23,6 +23,7 @@ from bgkd_megatron.vocab_arguments import StatsArguments, StatsOptions
 from bgkd_megatron.vocab_shard import VocabShard
 
 __all__ = [
+    "all_gather",
     "gathered",
     "local_stats",
     "merged",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 # torch 2.13 renamed it, and warns of the old name.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def vocab_stats(
@@ -128,7 +129,7 @@ def gathered(local: Tensor, shard: VocabShard) -> Tensor:
     if size == 1:
         return local.view(1, *local.shape)
     everyone = local.new_empty((size * local.shape[0], *local.shape[1:]))
-    _all_gather(everyone, local, group=shard.tp_group)
+    all_gather(everyone, local, group=shard.tp_group)
     return everyone.view(size, *local.shape)
 
 

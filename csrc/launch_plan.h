@@ -67,6 +67,14 @@ inline CudaPlan plan_cuda_launch(int64_t num_tokens, int64_t num_columns, int64_
   return plan;
 }
 
+// Tokens whose rows stay in a cache from their statistics to their gradient, although the
+// statistics of as many more tokens come between. A quarter of the cache is left to what else
+// passes through.
+inline int64_t plan_token_chunk(int64_t num_columns, int64_t element_size, int64_t cache_bytes) {
+  const int64_t bytes_per_token = 2 * std::max<int64_t>(1, num_columns) * element_size;
+  return std::max<int64_t>(1, cache_bytes / 4 * 3 / 2 / bytes_per_token);
+}
+
 // Floats of scratch memory that vocab_stats needs when it cuts rows into parts.
 inline int64_t stats_workspace_floats(const CudaPlan& plan, int64_t num_tokens, uint32_t features) {
   return plan.parts == 1 ? 0 : plan.parts * num_rows(features) * num_tokens;

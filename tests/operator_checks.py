@@ -45,7 +45,7 @@ SHARD = VocabShard.even(VOCAB, COLUMNS)
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
-    """Good arguments of vocab_stats but for `changes`."""
+    """Good arguments of vocab_stats but for `changes`, of which those on the CPU are moved."""
     good = {
         "student_logits": make_logits(6, COLUMNS, seed=0),
         "teacher_logits": make_logits(6, COLUMNS, seed=1),
@@ -53,7 +53,14 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "shard": SHARD,
         "features": ALL_FEATURES,
     }
-    return good | changes
+    return good | {name: _on_device(value) for name, value in changes.items()}
+
+
+def _on_device(value: Any) -> Any:
+    device = torch.get_default_device()
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or device.type == "cpu":
+        return value
+    return value.detach().to(device).requires_grad_(value.requires_grad)  # a leaf stays one
 
 
 def compute(

@@ -15,6 +15,8 @@ from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
 from bgkd_megatron.statistics import Feature
 from bgkd_megatron.vocab_shard import VocabShard
 
+pytestmark = pytest.mark.usefixtures("device")
+
 VOCAB_SIZE, PADDED = 1003, 1024  # neither the row nor its real part is a multiple of a register
 SOFT = {"forward_kl": 1, "reverse_kl": 2}
 WEIGHTING = {"static": 0, "confidence": 1, "shannon": 2, "tsallis": 3}

@@ -54,8 +54,8 @@ def test_cuda_rows_are_cut_only_where_they_do_not_fill_the_device() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((-1, 8, 4, 0), "num_tokens and num_columns must be at least 0"),
-        ((8, -1, 4, 0), "num_tokens and num_columns must be at least 0"),
+        ((-1, 8, 4, 0), "sizes must be at least 0"),
+        ((8, -1, 4, 0), "sizes must be at least 0"),
         ((8, 8, 8, 0), "element_size 2 or 4 bytes"),
         ((8, 8, 4, Feature.FORWARD_KL), "statistics of a teacher without TEACHER"),
     ],
@@ -81,3 +81,14 @@ def test_build_info_names_cuda_exactly_when_it_is_built() -> None:
     assert (info["cuda_architectures"] is not None) == has_cuda
     assert info["devices"][0] == "cpu"
     assert tuple(info["devices"]) == ops.DEVICES
+
+
+def test_two_chunks_of_tokens_fit_the_cache() -> None:
+    cache = 50 << 20
+    for num_columns, element_size in itertools.product((1, 18_992, 151_936), (2, 4)):
+        tokens = ops.tokens_in_cache(num_columns, element_size, cache)
+        chunk = 2 * num_columns * element_size * tokens
+        assert 0.7 * cache < 2 * chunk <= 0.75 * cache
+    assert ops.tokens_in_cache(151_936, 2, 0) == 1
+    with pytest.raises(ValueError, match="tokens_in_cache: sizes must be at least 0"):
+        ops.tokens_in_cache(8, 2, -1)

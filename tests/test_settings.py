@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import PositiveFloat, PositiveInt, ValidationError
 
-from bgkd_megatron.settings import Section, explain, mistakes
+from bgkd_megatron.settings import Count, Section, explain, mistakes
 
 
 class Inner(Section):
@@ -20,6 +20,7 @@ class Example(Section):
     number: float = 1.0
     """A number."""
     count: PositiveInt | None = None
+    size: Count | None = None
     pair: tuple[PositiveFloat, PositiveFloat] = (0.9, 0.95)
     shares: list[PositiveFloat] | None = None
     switch: bool = False
@@ -36,6 +37,7 @@ class Example(Section):
         ("number", True),
         ("number", False),
         ("count", True),
+        ("size", True),
         ("pair", [True, 0.9]),
         ("pair", (0.9, False)),
         ("shares", [0.5, True]),
@@ -79,6 +81,15 @@ def test_what_yaml_gives_for_a_number_is_taken() -> None:
         ({"by_name": {"a": ""}}, "at least 1 character"),
         ({"by_name": {"": "a"}}, "at least 1 character"),
         ({"file": ""}, "not a valid path"),
+        ({"file": "a\0"}, r"null character, got 'a\\x00'"),
+        ({"names": ["a", "b\0"]}, "must not hold a null character"),
+        ({"by_name": {"a": "b\0"}}, "must not hold a null character"),
+        ({"by_name": {"a\0": "b"}}, "must not hold a null character"),
+        ({"file": "a\ud800"}, "not a valid path"),
+        ({"names": ["a\ud800"]}, "valid string"),
+        ({"by_name": {"a\ud800": "b"}}, "valid string"),
+        ({"size": 0}, "greater than 0"),
+        ({"size": 2**31}, "less than 2147483648"),
         ({"number": math.nan}, "finite number"),
         ({"pair": [math.inf, 1.0]}, "finite number"),
         ({"inner": {"number": math.inf}}, "finite number"),

@@ -21,6 +21,8 @@ from vocab_inputs import (
 
 from bgkd_megatron.statistics import FEATURE_OF, Feature, VocabStats
 
+pytestmark = pytest.mark.usefixtures("device")
+
 # (tokens, columns):
 #   0 tokens          an empty micro-batch
 #   1 column          q = p = 1, every difference is exactly 0

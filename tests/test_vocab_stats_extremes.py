@@ -21,6 +21,8 @@ from vocab_inputs import (
 
 from bgkd_megatron.statistics import Feature
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
 def test_ignored_rows_and_padding_are_never_read(garbage: float) -> None:

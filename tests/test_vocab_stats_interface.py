@@ -22,6 +22,8 @@ from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_shard import VocabShard
 from bgkd_megatron.vocab_stats import vocab_stats
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def stats_and_gradient(z: Tensor, **changes: Any) -> tuple[VocabStats, Tensor]:
     leaf = z.detach().clone().requires_grad_()
@@ -149,8 +151,10 @@ def test_same_bits_for_any_number_of_threads_and_on_repetition() -> None:
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_older_processors(capability: str) -> None:
+def test_older_processors(capability: str, device: str) -> None:
     """One build holds the kernels of several instruction sets; PyTorch's switch picks another."""
+    if device != "cpu":
+        pytest.skip("of the CPU's kernels")
     script = "from bgkd_megatron import ops; print(ops.build_info()['cpu_kernels'])"
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
     name = subprocess.run(

@@ -31,19 +31,22 @@ def make_logits(
     Without outliers the maximum hardly moves during an online sweep and no probability underflows,
     so a wrong rescaling would pass unseen.
     """
-    generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(num_tokens, num_columns, generator=generator, dtype=torch.float64)
-    columns = torch.randint(num_columns, (num_tokens, 3), generator=generator)
-    heights = 5 + 15 * torch.rand(num_tokens, 3, generator=generator, dtype=torch.float64)
-    return logits.scatter_add_(1, columns, heights).to(dtype)
+    with torch.device("cpu"):  # the same numbers on every device
+        generator = torch.Generator().manual_seed(seed)
+        logits = 2 * torch.randn(num_tokens, num_columns, generator=generator, dtype=torch.float64)
+        columns = torch.randint(num_columns, (num_tokens, 3), generator=generator)
+        heights = 5 + 15 * torch.rand(num_tokens, 3, generator=generator, dtype=torch.float64)
+        logits.scatter_add_(1, columns, heights)
+    return logits.to(torch.get_default_device(), dtype)
 
 
 def make_labels(num_tokens: int, vocab_size: int, seed: int) -> Tensor:
     """[num_tokens] random ids; the second of each three rows is ignored (-100)."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(vocab_size, (num_tokens,), generator=generator)
+    with torch.device("cpu"):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(vocab_size, (num_tokens,), generator=generator)
     labels[1::3] = -100
-    return labels
+    return labels.to(torch.get_default_device())
 
 
 def computed(stats: VocabStats) -> dict[str, Tensor]:
@@ -60,7 +63,9 @@ def upstream(stats: VocabStats, seed: int) -> dict[str, Tensor]:
     """A random gradient [N] float64 for each differentiable statistic."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            value.device
+        )
         for name, value in differentiable(stats).items()
     }
 

@@ -1,4 +1,4 @@
-"""Memory, bytes and machine facts, from the process that asks."""
+"""Time, memory, bytes and machine facts, from the process that asks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import platform
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,14 +21,44 @@ from torch.utils._pytree import tree_leaves
 from bgkd_megatron import ops
 
 
-def peak_extra_bytes(step: Callable[[], object]) -> int:
-    """Growth of the resident set at its highest while `step` runs, in bytes.
+class Stopwatch:
+    """Seconds between marks: wall time, or on a GPU the time of its own clock, by events."""
 
-    Linux: the kernel's high-water mark VmHWM, set back through /proc/self/clear_refs.  Memory that
-    malloc kept of earlier steps is returned first, or its reuse would not be seen.
+    def __init__(self, device: str) -> None:
+        self._is_cuda = device == "cuda"
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        if self._is_cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Waits for the last mark."""
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        if not self._is_cuda:
+            return [end - start for start, end in pairs]
+        self._marks[-1].synchronize()
+        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+
+def peak_extra_bytes(step: Callable[[], object], device: str) -> int:
+    """Growth of the memory in use at its highest while `step` runs, in bytes.
+
+    GPU: of the tensors in PyTorch's caching allocator.  CPU: of the resident set, by Linux's
+    high-water mark VmHWM, set back through /proc/self/clear_refs.  Memory that malloc kept of
+    earlier steps is returned first, or its reuse would not be seen.
     Raises OSError where the mark cannot be set back.
     """
     gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - allocated
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
@@ -69,12 +100,14 @@ def _bytes(leaf: object) -> int:
     return torch.Size(sizes).numel() * leaf.element_size()
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_facts(device: str) -> dict[str, Any]:
     """What the numbers depend on."""
-    packages = ("torch", "nvidia-modelopt", "liger-kernel", "megatron-core")
+    packages = ("torch", "nvidia-modelopt", "liger-kernel", "transformer-engine", "megatron-core")
     build = ops.build_info()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "gpu": _gpu() if device == "cuda" else None,
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -85,6 +118,15 @@ def machine_facts() -> dict[str, Any]:
         "packages": {name: _version(name) for name in packages},
         "build": build,
     }
+
+
+def _gpu() -> str:
+    properties = torch.cuda.get_device_properties()
+    return (
+        f"{properties.name} (sm_{properties.major}{properties.minor}, "
+        f"{properties.multi_processor_count} SMs, {properties.total_memory / 1e9:.0f} GB), "
+        f"CUDA {torch.version.cuda}"
+    )
 
 
 def _cpu_model() -> str:

@@ -16,13 +16,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HEAD_SIZE = 64
 """Hidden size of the output layer in the task "head_kl": small, so that the loss stays visible."""
 
-Task = Literal["hybrid", "kl", "head_kl"]
+Task = Literal["hybrid", "kl", "ce", "head_kl"]
 """hybrid: CE on the label and forward KL, weighted per token by the teacher's entropy.
-kl: forward KL alone.  head_kl: both output layers (one GEMM each), then forward KL."""
+kl: forward KL alone.  ce: CE alone.  head_kl: both output layers (one GEMM each), then forward KL.
+"""
 
 OBJECTIVES: dict[Task, ObjectiveConfig] = {
     "hybrid": ObjectiveConfig(),
     "kl": ObjectiveConfig(weighting="static", soft_weight=1.0),
+    "ce": ObjectiveConfig(weighting="static", soft_weight=0.0),
     "head_kl": ObjectiveConfig(weighting="static", soft_weight=1.0),
 }
 
@@ -37,11 +39,12 @@ _CHECKED_ROWS = 16  # tokens whose gradient is compared
 
 @dataclass(frozen=True)
 class Setting:
-    """Size and dtype of the logits, [num_tokens, vocab_size]."""
+    """Size, dtype and device of the logits, [num_tokens, vocab_size]."""
 
     vocab_size: int
     num_tokens: int
     dtype: str
+    device: str = "cpu"
 
     @property
     def pairs(self) -> int:
@@ -76,15 +79,16 @@ class LogitsProblem:
 
     def __init__(self, setting: Setting, task: Task) -> None:
         dtype, shape = DTYPES[setting.dtype], (setting.num_tokens, setting.vocab_size)
-        random = torch.Generator().manual_seed(0)
-        teacher = torch.randn(shape, generator=random) * 4
-        student = torch.randn(shape, generator=random).add_(teacher, alpha=0.9)
+        random = torch.Generator(setting.device).manual_seed(0)
+        made: dict[str, Any] = {"generator": random, "device": setting.device}
+        teacher = torch.randn(shape, **made).mul_(4)
+        student = torch.randn(shape, **made).add_(teacher, alpha=0.9)
         self._task = task
         self._teacher = teacher.to(dtype)
         self._original = student.to(dtype)
         self._student = self._original.clone()
-        self._labels = torch.randint(setting.vocab_size, shape[:1], generator=random)
-        self._anchor = torch.zeros((), requires_grad=True)
+        self._labels = torch.randint(setting.vocab_size, shape[:1], **made)
+        self._anchor = torch.zeros((), requires_grad=True, device=setting.device)
         self._received: list[Tensor] = []
 
     def forward(self, loss: LossFunction) -> Tensor:
@@ -108,14 +112,15 @@ class HeadProblem:
 
     def __init__(self, setting: Setting) -> None:
         dtype, hidden_shape = DTYPES[setting.dtype], (setting.num_tokens, HEAD_SIZE)
-        random = torch.Generator().manual_seed(0)
-        weight = torch.randn((setting.vocab_size, HEAD_SIZE), generator=random) * 0.5
-        teacher = torch.randn(hidden_shape, generator=random)
-        student = torch.randn(hidden_shape, generator=random) * 0.3 + teacher * 0.9
+        random = torch.Generator(setting.device).manual_seed(0)
+        made: dict[str, Any] = {"generator": random, "device": setting.device}
+        weight = torch.randn((setting.vocab_size, HEAD_SIZE), **made) * 0.5
+        teacher = torch.randn(hidden_shape, **made)
+        student = torch.randn(hidden_shape, **made) * 0.3 + teacher * 0.9
         self._teacher, self._teacher_weight = teacher.to(dtype), weight.to(dtype)
         self._student = student.to(dtype).requires_grad_()
         self._weight = weight.to(dtype).requires_grad_()
-        self._labels = torch.randint(setting.vocab_size, (setting.num_tokens,), generator=random)
+        self._labels = torch.randint(setting.vocab_size, (setting.num_tokens,), **made)
 
     def forward(self, loss: LossFunction) -> Tensor:
         return loss(self._student, self._weight, self._teacher, self._teacher_weight, self._labels)

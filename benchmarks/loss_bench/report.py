@@ -26,6 +26,22 @@ _COLUMNS = (
     "err grad",
 )
 
+# How time and memory are measured.
+_ON_DEVICE = {
+    "cpu": (
+        "all take turns (A B C A B C ...); median wall time in ms after a warm-up. Before each "
+        "turn the logits are restored by a copy. With PyTorch's CPU allocator, temporaries above "
+        "32 MiB are new pages in every step.",
+        "the resident set over the inputs (VmHWM, reset through /proc/self/clear_refs)",
+    ),
+    "cuda": (
+        "one after the other; median time in ms between the device's events, after a warm-up. "
+        "Before each step the logits are restored by a copy. Where the host is slower than the "
+        "device, its time is in them.",
+        "the tensors over the inputs, as torch.cuda counts them",
+    ),
+}
+
 _AIM_SPEED, _AIM_BANDWIDTH, _AIM_MEMORY = 10.0, 0.70, 0.01
 
 
@@ -35,6 +51,7 @@ def header(machine: dict[str, Any]) -> list[str]:
     packages = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
     build = ", ".join(f"{k} {v}" for k, v in machine["build"].items())
     return [
+        *([f"GPU: {machine['gpu']}"] if machine["gpu"] else []),
         f"{machine['date']}, {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['threads']} threads, {machine['ram_gb']} GB RAM, {machine['system']}",
         f"load average {machine['load_average']} at the start; {packages}",
@@ -42,19 +59,17 @@ def header(machine: dict[str, Any]) -> list[str]:
     ]
 
 
-def notes() -> list[str]:
+def notes(device: str) -> list[str]:
     """How to read the columns."""
+    time, memory = _ON_DEVICE[device]
     return [
-        "Each variant runs in a process of its own, all take turns (A B C A B C ...); median wall "
-        "time in ms after a warm-up. Before each turn the logits are restored by a copy. "
-        "With PyTorch's CPU allocator, temporaries above 32 MiB are new pages in every step.",
+        f"Each variant runs in a process of its own, {time}",
         "x ours: time over that of ours for the same task. Output layers: their matrix products "
         f"(hidden size {HEAD_SIZE}) and those of their backward are in every such row, "
         "and the row without a loss is the floor; liger-kernel takes chunks of 1024 tokens (its "
         "default) and computes gradients in its forward.",
-        "extra MiB: growth of the resident set over the inputs (VmHWM, reset through "
-        "/proc/self/clear_refs); % logits: of ONE logits tensor. The gradient is included; ours "
-        "overwrites the logits.",
+        f"extra MiB: growth of {memory}; % logits: of ONE logits tensor. The gradient is included; "
+        "ours overwrites the logits.",
         "B/pair: bytes moved per student and teacher logit. Ours: the kernels' launch plan. Eager: "
         "inputs and outputs of every operation, added up by a TorchDispatchMode.",
         "% copy, forward/backward/both: launch-plan bytes per second, over those that "
@@ -117,7 +132,8 @@ def markdown(machine: dict[str, Any], results: list[SettingResult]) -> str:
         lines += [f"**{caption(result)}**", ""]
         lines += [_markdown_line(_COLUMNS), _markdown_line(["---", *["--:"] * (len(_COLUMNS) - 1)])]
         lines += [_markdown_line(_cells(row)) for row in result.rows] + [""]
-    lines += [f"* {note}" for note in notes()] + [""] + [f"* {line}" for line in aims(results)]
+    lines += [f"* {note}" for note in notes(machine["device"])] + [""]
+    lines += [f"* {line}" for line in aims(results)]
     return "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,8 @@ class Variant:
     """Its operations are invisible to the byte counter."""
     has_loss: bool = True
     """False: a floor that computes no loss, so there is no value to check."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Where it is run unless it is asked for by name."""
 
 
 # ---- ours
@@ -40,11 +42,13 @@ def _ours(task: Task) -> Callable[[Setting], LossFunction]:
     def make(setting: Setting) -> LossFunction:
         objective = HybridObjective(OBJECTIVES[task], setting.vocab_size)
         shard = VocabShard.even(setting.vocab_size, setting.vocab_size)
+        needs_teacher = OBJECTIVES[task].needs_teacher
 
         def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
             losses, _ = hybrid_loss(
-                student, teacher, labels, objective, shard=shard, inplace_backward=True
-            )
+                student, teacher if needs_teacher else None, labels, objective, shard=shard,
+                inplace_backward=True,
+            )  # fmt: skip
             return losses.loss.mean()
 
         return _with_head(loss) if task == "head_kl" else loss
@@ -91,17 +95,22 @@ def eager_hybrid(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return (weight * soft + (1 - weight) * hard).mean()
 
 
-def _compiled_hybrid(setting: Setting) -> LossFunction:
-    return torch.compile(eager_hybrid, dynamic=False, fullgraph=True)
+def eager_ce(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(student.float(), labels)
+
+
+def _compiled(loss: LossFunction) -> Callable[[Setting], LossFunction]:
+    return lambda _: torch.compile(loss, dynamic=False, fullgraph=True)
 
 
 # ---- other packages
 
 
 def _modelopt(setting: Setting) -> LossFunction:
-    from bgkd_megatron.megatron import cpu_compat
+    if setting.device == "cpu":
+        from bgkd_megatron.megatron import cpu_compat
 
-    cpu_compat.install()  # it imports Megatron-Core
+        cpu_compat.install()  # it imports Megatron-Core
     from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
 
     parallel = types.SimpleNamespace(tensor_model_parallel_size=1, sequence_parallel=False)
@@ -138,6 +147,36 @@ def _liger_on_logits(setting: Setting) -> LossFunction:
     return loss
 
 
+def _liger_kl_div(setting: Setting) -> LossFunction:
+    from liger_kernel.transformers import LigerKLDIVLoss
+
+    divergence = LigerKLDIVLoss(reduction="batchmean", log_target=True)
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        log_q = F.log_softmax(student.float(), dim=-1)
+        return divergence(log_q, F.log_softmax(teacher.float(), dim=-1))
+
+    return loss
+
+
+def _liger_ce(setting: Setting) -> LossFunction:
+    from liger_kernel.transformers import LigerCrossEntropyLoss
+
+    criterion = LigerCrossEntropyLoss()
+    return lambda student, teacher, labels: criterion(student, labels)
+
+
+def _te_ce(setting: Setting) -> LossFunction:
+    from transformer_engine.pytorch.cross_entropy import parallel_cross_entropy
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        # [s, b, V]; no label smoothing, a loss for each token, no group
+        logits, targets = student.unsqueeze(1), labels.unsqueeze(1)
+        return parallel_cross_entropy(logits, targets, 0.0, False, None).mean()
+
+    return loss
+
+
 class _GivenGradient(torch.autograd.Function):
     """A loss that costs nothing: 0, and d logits is a tensor that exists."""
 
@@ -155,17 +194,31 @@ def _head_alone(setting: Setting) -> LossFunction:
     return _with_head(lambda student, teacher, labels: _GivenGradient.apply(student, teacher))
 
 
+_GPU = ("cuda",)  # written for it, or there to compare with what is
 VARIANTS = {
     "ours_hybrid": Variant("ours, hybrid", "hybrid", _ours("hybrid"), ours=True),
     "eager_hybrid": Variant("PyTorch eager, hybrid", "hybrid", lambda _: eager_hybrid),
     "compiled_hybrid": Variant(
-        "PyTorch torch.compile, hybrid", "hybrid", _compiled_hybrid, compiled=True
+        "PyTorch torch.compile, hybrid", "hybrid", _compiled(eager_hybrid), compiled=True
     ),
     "ours_kl": Variant("ours, forward KL", "kl", _ours("kl"), ours=True),
     "eager_kl": Variant("PyTorch eager, forward KL", "kl", lambda _: eager_kl),
     "lean_kl": Variant("PyTorch eager, F.kl_div", "kl", lambda _: lean_kl),
+    "compiled_kl": Variant(
+        "PyTorch torch.compile, forward KL", "kl", _compiled(eager_kl), compiled=True, devices=_GPU
+    ),
     "modelopt": Variant("nvidia-modelopt LogitsKLLoss", "kl", _modelopt),
     "liger_logits": Variant("liger-kernel, one chunk's loss", "kl", _liger_on_logits),
+    "liger_kl_div": Variant(
+        "log_softmax, liger-kernel KLDIVLoss", "kl", _liger_kl_div, compiled=True, devices=_GPU
+    ),
+    "ours_ce": Variant("ours, CE", "ce", _ours("ce"), ours=True, devices=_GPU),
+    "eager_ce": Variant("PyTorch eager, CE", "ce", lambda _: eager_ce, devices=_GPU),
+    "compiled_ce": Variant(
+        "PyTorch torch.compile, CE", "ce", _compiled(eager_ce), compiled=True, devices=_GPU
+    ),
+    "liger_ce": Variant("liger-kernel CE", "ce", _liger_ce, compiled=True, devices=_GPU),
+    "te_ce": Variant("Transformer Engine CE", "ce", _te_ce, compiled=True, devices=_GPU),
     "ours_head": Variant("output layers + ours", "head_kl", _ours("head_kl"), ours=True),
     "head_alone": Variant("output layers alone, no loss", "head_kl", _head_alone, has_loss=False),
     "liger": Variant("liger-kernel fused linear, eager", "head_kl", _liger(compiled=False)),

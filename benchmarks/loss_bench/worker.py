@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
-import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from loss_bench.measure import ByteCounter, peak_extra_bytes
+from loss_bench.measure import ByteCounter, Stopwatch, peak_extra_bytes
 from loss_bench.problem import DTYPES, Setting, gradient_error, make_problem
 from loss_bench.variants import VARIANTS
 
@@ -20,7 +20,7 @@ _ANSWER_SECONDS = 300.0
 
 
 class Seconds(TypedDict):
-    """Wall time of one step.  Liger computes its gradients in forward."""
+    """Of one step.  Liger computes its gradients in forward."""
 
     forward: float
     backward: float
@@ -44,6 +44,7 @@ class VariantRunner:
     def prepare(self, setting: Setting) -> Facts:
         """Makes the inputs, warms up, and measures what is not time."""
         torch._dynamo.reset()
+        self._device = setting.device
         self._loss = self._variant.make(setting)
         self._problem = make_problem(setting, self._variant.task)
         has_loss = self._variant.has_loss
@@ -57,7 +58,7 @@ class VariantRunner:
         )
         del loss
         self._problem.restore()
-        facts["extra_bytes"] = peak_extra_bytes(self._step)
+        facts["extra_bytes"] = peak_extra_bytes(self._step, setting.device)
         self._problem.restore()
         if not self._variant.compiled:
             with ByteCounter() as counter:
@@ -71,25 +72,40 @@ class VariantRunner:
         return self._step()
 
     def _step(self) -> Seconds:
-        start = time.perf_counter()
+        watch = Stopwatch(self._device)
+        watch.mark()
         loss = self._problem.forward(self._loss)
-        middle = time.perf_counter()
+        watch.mark()
         loss.backward()
-        return Seconds(forward=middle - start, backward=time.perf_counter() - middle)
+        watch.mark()
+        forward, backward = watch.seconds()
+        return Seconds(forward=forward, backward=backward)
+
+    def release(self) -> None:
+        """Gives the device's memory back to others."""
+        self.__dict__.pop("_loss", None)
+        self.__dict__.pop("_problem", None)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 class CopyRunner:
     """Copies a tensor of the size of the logits: the yardstick of bandwidth."""
 
     def prepare(self, setting: Setting) -> None:
-        shape, dtype = (setting.num_tokens, setting.vocab_size), DTYPES[setting.dtype]
-        self._source, self._target = torch.ones(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        self._device = setting.device
+        shape = (setting.num_tokens, setting.vocab_size)
+        self._source = torch.ones(shape, dtype=DTYPES[setting.dtype], device=setting.device)
+        self._target = torch.zeros_like(self._source)
 
     def run(self) -> Seconds:
         self._target.copy_(self._source)  # wakes the threads and takes the memory, not timed
-        start = time.perf_counter()
+        watch = Stopwatch(self._device)
+        watch.mark()
         self._target.copy_(self._source)
-        return Seconds(forward=time.perf_counter() - start, backward=0.0)
+        watch.mark()
+        return Seconds(forward=watch.seconds()[0], backward=0.0)
 
 
 class WorkerError(Exception):

@@ -52,17 +52,21 @@ def iteration_dir(root: Path, iteration: int) -> Path:
 
 
 def latest(root: Path) -> Path | None:
-    """The last complete checkpoint below `root`.  Raises ConfigError when the pointer dangles."""
+    """The last complete checkpoint below `root`.  Raises ConfigError when the pointer is no use."""
     pointer = root / _LATEST
-    if not pointer.is_file():
+    if not os.path.lexists(pointer):
         return None
-    name = pointer.read_text(errors="replace").strip()
-    if not _NAME.fullmatch(name) or not (root / name / _RUN_FILE).is_file():
-        raise ConfigError(
-            f"{pointer} names {name[:40]!r}, which is not a checkpoint: write the name of one that "
-            "is there, or remove the pointer to start over"
-        )
-    return root / name
+    try:
+        name = pointer.read_text(errors="replace").strip()
+        if _NAME.fullmatch(name) and (root / name / _RUN_FILE).is_file():
+            return root / name
+        problem = f"names {name[:40]!r}, which is not a checkpoint"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    raise ConfigError(
+        f"{pointer} {problem}: write the name of a checkpoint that is there into it, or remove it "
+        "to start over"
+    )
 
 
 def read_progress(checkpoint: Path, config: TrainConfig) -> Progress:

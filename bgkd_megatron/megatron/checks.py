@@ -33,12 +33,11 @@ def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
     for role, model_dir in _model_dirs(config).items():
         try:
             models[role] = ModelConfig.read(model_dir)
-        except (FileNotFoundError, ValueError) as error:
+            weights = model_dir / WEIGHTS_DIR
+            if not (weights / "metadata.json").is_file():
+                yield f"{role}.model_dir: {weights} is not a complete checkpoint"
+        except (OSError, ValueError) as error:
             yield f"{role}.model_dir: {error}"
-            continue
-        weights = model_dir / WEIGHTS_DIR
-        if not (weights / "metadata.json").is_file():
-            yield f"{role}.model_dir: {weights} is not a complete checkpoint"
     if config.student.architecture is not None:
         models["student"] = config.student.architecture
     for role, model in models.items():
@@ -46,7 +45,10 @@ def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
     if len(models) == 2:
         yield from _pair_problems(models["student"], models["teacher"], _model_dirs(config))
     for prefix in [*config.data.train, *config.data.valid.values()]:
-        yield from _dataset_problems(prefix, models.get("student"))
+        try:
+            yield from _dataset_problems(prefix, models.get("student"))
+        except OSError as error:
+            yield f"{prefix} cannot be read ({error})"
     if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         yield "logging.tensorboard: pip install tensorboard, or set it to false"
 
@@ -120,7 +122,7 @@ def _pair_problems(
     if len(dirs) == 2:
         try:
             difference = _tokenizer_difference(dirs["student"], dirs["teacher"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
             yield f"a tokenizer.json of student or teacher cannot be read ({error!r})"
             return
         if difference:
@@ -167,7 +169,7 @@ def _dataset_problems(prefix: str, student: ModelConfig | None) -> Iterator[str]
     try:
         summary = json.loads(path.read_bytes())
         vocab_size, loss_tokens = int(summary["vocab_size"]), int(summary["loss_tokens"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
         yield f"{path} cannot be read ({error!r}): prepare the dataset again"
         return
     if student is not None and vocab_size > student.vocab_size:

@@ -15,13 +15,12 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
 from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.objectives.config import ObjectiveConfig
-from bgkd_megatron.settings import Section
+from bgkd_megatron.settings import Count, Section
 
 __all__ = ["TrainConfig"]
 
@@ -39,7 +38,7 @@ class StudentConfig(Section):
         return self
 
     def model(self) -> ModelConfig:
-        """The student's architecture.  Raises FileNotFoundError or ValueError (model_dir)."""
+        """The student's architecture.  Raises OSError or ValueError (model_dir)."""
         return self.architecture or ModelConfig.read(typing.cast(Path, self.model_dir))
 
 
@@ -57,7 +56,7 @@ class DataConfig(Section):
     """Share of each training set; by default every token has the same share."""
     valid: dict[str, str] = Field(default={})
     """Held-out sets by name."""
-    seq_length: PositiveInt
+    seq_length: Count
 
     @model_validator(mode="after")
     def _weights_match(self) -> DataConfig:
@@ -71,7 +70,7 @@ class DataConfig(Section):
 class ParallelConfig(Section):
     """Layout of the ranks; those that tensor parallelism leaves over are data-parallel."""
 
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: Count = 1
     sequence_parallel: bool = False
 
     @model_validator(mode="after")
@@ -106,28 +105,31 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """Batch sizes in sequences."""
 
-    micro_batch_size: PositiveInt = 1
-    global_batch_size: PositiveInt
-    steps: PositiveInt
+    micro_batch_size: Count = 1
+    global_batch_size: Count
+    steps: Count
     seed: int = Field(default=1234, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations; losses, gradient sums and optimizer states are fp32."""
+    gradient_in_forward: bool = False
+    """Loss and gradient from one read of the logits where a row stays on the chip: hybrid_loss.
+    The same but for rounding: the gradient is rounded to the logits' type before it is scaled."""
 
 
 class CheckpointConfig(Section):
     """A run continues from the latest checkpoint in `dir`, if there is one."""
 
     dir: Path
-    interval: PositiveInt = 1000
+    interval: Count = 1000
     """In steps; the last step and SIGTERM save as well."""
-    keep: PositiveInt = 2
+    keep: Count = 2
 
 
 class LoggingConfig(Section):
     """JSON lines, TensorBoard events, the resolved configuration, Megatron's index of samples."""
 
     dir: Path
-    interval: PositiveInt = 1
+    interval: Count = 1
     """In steps."""
     tensorboard: bool = True
 
@@ -135,9 +137,9 @@ class LoggingConfig(Section):
 class EvaluationConfig(Section):
     """Held-out sets are evaluated before the first and after the last step, and in between:"""
 
-    interval: PositiveInt | None = None
+    interval: Count | None = None
     """In steps."""
-    batches: PositiveInt | None = None
+    batches: Count | None = None
     """At most this many global batches of each set."""
 
 
@@ -166,6 +168,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below "
                 f"training.steps ({self.training.steps})"
+            )
+        tokens = self.training.steps * self.training.global_batch_size * self.data.seq_length
+        if tokens >= 2**63:  # Megatron's index of samples counts them with 64 bits
+            raise ValueError(
+                f"training.steps x training.global_batch_size x data.seq_length = {tokens} tokens "
+                f"must be below {2**63}"
             )
         return self
 

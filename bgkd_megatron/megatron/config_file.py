@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
-from bgkd_megatron.settings import Section, mistakes
+from bgkd_megatron.settings import Section, explain, mistakes
 
 __all__ = ["load_config"]
 
@@ -28,13 +28,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Values are parsed as YAML.  Raises ConfigError with one message for all mistakes.
     """
     try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
+        settings = _parsed(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} must hold sections (student:, data:, ...), got {settings!r}")
+        raise ConfigError(f"{path} must hold sections (student:, data:, ...), got {settings!r:.40}")
     for override in overrides:
         settings = _overridden(settings, override)
     try:
@@ -42,6 +42,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     except ValidationError as error:
         lines = "\n".join(f"  {mistake}" for mistake in mistakes(error, _suggestion))
         raise ConfigError(f"{path} cannot be used:\n{lines}") from None
+
+
+def _parsed(text: str) -> Any:
+    """What the YAML `text` means.  Raises ValueError with a message of one line."""
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except RecursionError as error:
+        raise ValueError("brackets or blocks are nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{error.problem}{where}") from error
+    except (yaml.YAMLError, AttributeError, LookupError, ValueError) as error:
+        # The last three come from a number, date or tagged value that is none: 0x_, !!bool x.
+        raise ValueError(explain(error)) from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -71,9 +86,11 @@ def _overridden(settings: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all((*sections, name)):
         raise ConfigError(f"override {override!r} must look like section.key=value")
     try:
-        value = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        value = _parsed(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"override {override!r:.80}: the value is not valid YAML: {error}"
+        ) from error
     settings = section = dict(settings)
     for part in sections:
         inner = section.get(part) or {}  # absent or null in the file

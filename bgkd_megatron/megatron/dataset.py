@@ -7,13 +7,15 @@ a 0 or 1 for every token, tokens with 0 are read but not learned (the prompt of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -21,9 +23,11 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from torch import Tensor
 
+from bgkd_megatron import rank_check
 from bgkd_megatron.megatron import parallel
 from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.loss import IGNORE_INDEX, Microbatch
+from bgkd_megatron.settings import explain
 
 __all__ = ["LOSS_MASK_SUFFIX", "DatasetFactory", "SampleDataset", "microbatches"]
 
@@ -84,6 +88,44 @@ class MaskedGPTDataset(GPTDataset):
         }
 
 
+class _Builder(BlendedMegatronDatasetBuilder):
+    """Megatron's, but when one rank cannot build a dataset all raise; there the others would wait.
+
+    Rank 0 comes first: it writes the index of samples that the others read.
+    """
+
+    def _build_megatron_datasets_parallel(
+        self, prefixes: list[str], split: list[Any], sizes_per_dataset: list[list[int]]
+    ) -> list[list[SampleDataset]]:
+        """The datasets by split and prefix; one after the other, for each is a collective."""
+        datasets = [
+            self._build_megatron_dataset_splits(prefix, split, sizes)
+            for prefix, sizes in zip(prefixes, sizes_per_dataset, strict=True)
+        ]
+        return [list(of_split) for of_split in zip(*datasets, strict=True)]
+
+    @staticmethod
+    def build_generic_dataset(
+        cls: Callable[..., SampleDataset],
+        is_built_on_rank: Callable[[], bool],
+        synchronize_ranks: bool,
+        *args: Any,
+    ) -> SampleDataset:
+        """cls(*args) on all ranks.  Collective; raises on all or none."""
+
+        def in_turn(mine: bool) -> SampleDataset | None:
+            return rank_check.agreed(
+                "building a dataset",
+                lambda: cls(*args) if mine else None,
+                lambda _: {},
+                dist.group.WORLD,
+            )
+
+        first = in_turn(dist.get_rank() == 0)
+        later = in_turn(dist.get_rank() != 0)
+        return cast(SampleDataset, later if first is None else first)
+
+
 @dataclass(frozen=True)
 class _Vocabulary:
     """The little that GPTDataset asks of a tokenizer when the text is tokenized already."""
@@ -118,7 +160,8 @@ class DatasetFactory:
         weights: share of each dataset; without them every token has the same share.
         """
         if weights is None and len(prefixes) > 1:
-            weights = [_num_tokens(prefix) for prefix in prefixes]
+            with _readable(prefixes, self.index_dir):
+                weights = [_num_tokens(prefix) for prefix in prefixes]
         return self._build(Split.train, prefixes, weights, num_samples)
 
     def valid(self, prefix: str) -> SampleDataset:
@@ -148,19 +191,44 @@ class DatasetFactory:
             create_attention_mask=False,
             drop_last_partial_validation_sequence=False,
         )
-        builder = BlendedMegatronDatasetBuilder(MaskedGPTDataset, sizes, lambda: True, config)
-        try:
-            dataset: SampleDataset = builder.build()[split.value]
-        except ConfigError:
-            raise
-        except (EOFError, OSError, ValueError) as error:  # a file cut short
-            raise ConfigError(
-                f"the samples of {', '.join(prefixes)} cannot be read or indexed ({error}): remove "
-                f"{self.index_dir}, which is made anew, or prepare the dataset again"
-            ) from error
+        builder = _Builder(MaskedGPTDataset, sizes, lambda: True, config)
+        with _readable(prefixes, self.index_dir):
+            dataset = _CheckedDataset(builder.build()[split.value], prefixes, self.index_dir)
         if len(dataset) == 0:
             raise ConfigError(f"{', '.join(prefixes)} holds fewer than two tokens")
         return dataset
+
+
+@dataclass(frozen=True)
+class _CheckedDataset:
+    """A dataset of Megatron, which maps its files into memory and believes what they say."""
+
+    dataset: SampleDataset
+    prefixes: Sequence[str]
+    index_dir: Path
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int | None) -> dict[str, Tensor]:
+        with _readable(self.prefixes, self.index_dir):
+            return self.dataset[index]
+
+
+@contextmanager
+def _readable(prefixes: Sequence[str], index_dir: Path) -> Iterator[None]:
+    """Whatever Megatron raises for damaged files, or for an index that cannot be written, becomes a
+    ConfigError."""
+    try:
+        yield
+    except (ConfigError, RuntimeError):  # the latter from the network, when another rank has left
+        raise
+    except Exception as error:  # OSError, IndexError, UnpicklingError, AssertionError, ...
+        raise ConfigError(
+            f"the samples of {', '.join(prefixes)} cannot be read or indexed "
+            f"({type(error).__name__}: {explain(error)}): remove {index_dir}, which is made anew "
+            "where there is room for it, or prepare the dataset again"
+        ) from error
 
 
 def _version(prefix: str) -> str:

@@ -58,12 +58,20 @@ class DistillationLoss:
 
     objective: of the real vocabulary; columns beyond it take part in no sum and get gradient 0.
     teacher: may be None when the objective needs none.  Needs Megatron's process groups.
+    gradient_in_forward: as in `hybrid_loss`.
     The ranks compare what they pass to the loss at the first microbatch, and never again.
     """
 
-    def __init__(self, objective: HybridObjective, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self,
+        objective: HybridObjective,
+        teacher: Teacher | None = None,
+        *,
+        gradient_in_forward: bool = False,
+    ) -> None:
         self.objective = objective
         self.teacher = teacher
+        self.gradient_in_forward = gradient_in_forward
         self._check_ranks = True
         group = parallel_state.get_tensor_model_parallel_group()
         self._tp_group = group if group.size() > 1 else None
@@ -122,6 +130,7 @@ class DistillationLoss:
             shard=VocabShard.even(self.objective.vocab_size, columns, self._tp_group),
             progress=context.progress,
             inplace_backward=logits.requires_grad,
+            gradient_in_forward=self.gradient_in_forward and logits.requires_grad,
             check_ranks=self._check_ranks,
         )
         self._check_ranks = False

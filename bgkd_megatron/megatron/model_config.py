@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import PositiveFloat, ValidationError, model_validator
 
-from bgkd_megatron.settings import Section, explain
+from bgkd_megatron.settings import Count, Section, explain
 
 # What lies in a model directory.
 MODEL_FILE = "model.json"
@@ -33,19 +33,19 @@ class ModelConfig(Section):
     Raises pydantic.ValidationError (a ValueError) for unknown fields and impossible sizes.
     """
 
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    num_attention_heads: PositiveInt
-    num_query_groups: PositiveInt
-    ffn_hidden_size: PositiveInt
-    vocab_size: PositiveInt
-    max_position_embeddings: PositiveInt
+    num_layers: Count
+    hidden_size: Count
+    num_attention_heads: Count
+    num_query_groups: Count
+    ffn_hidden_size: Count
+    vocab_size: Count
+    max_position_embeddings: Count
     rope_base: PositiveFloat = 10000.0
     norm_epsilon: PositiveFloat = 1e-5
     tie_embeddings: bool = False
     qk_layernorm: bool = False
     qkv_bias: bool = False
-    head_dim: PositiveInt | None = None
+    head_dim: Count | None = None
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:
@@ -82,7 +82,7 @@ class ModelConfig(Section):
 
     @classmethod
     def read(cls, model_dir: str | Path) -> ModelConfig:
-        """The configuration in DIR/model.json.  Raises FileNotFoundError or ValueError."""
+        """The configuration in DIR/model.json.  Raises OSError or ValueError."""
         path = Path(model_dir) / MODEL_FILE
         if not path.is_file():
             raise FileNotFoundError(

@@ -56,6 +56,7 @@ class _Run:
         self.loss = DistillationLoss(
             HybridObjective(config.objective, vocab_size),
             teacher if config.objective.needs_teacher else None,
+            gradient_in_forward=config.training.gradient_in_forward,
         )
         self.valid_loss = evaluation_loss(config, vocab_size, teacher)
         factory = build.dataset_factory(config, vocab_size)

@@ -2,7 +2,8 @@
 
 A model directory holds
     model.json    the ModelConfig
-    weights/      Megatron's torch_dist checkpoint: {"model": GPTModel.sharded_state_dict(), ...}
+    weights/      Megatron's torch_dist checkpoint: {"model": GPTModel.sharded_state_dict(), ...},
+                  and in integrity.json the SHA-256 of each of its files
     tokenizer/    the files of a Hugging Face tokenizer (optional)
 A training checkpoint is a model directory too, whose weights/ holds the optimizer as well.
 """
@@ -16,12 +17,17 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.validation import INTEGRITY_FNAME
 from megatron.core.models.gpt import GPTModel
+from pydantic import BaseModel, ValidationError
 from torch.distributed.checkpoint.api import CheckpointException
 
+from bgkd_megatron import rank_check
 from bgkd_megatron.megatron.errors import ConfigError, RunError, writing
 from bgkd_megatron.megatron.model_config import MODEL_FILE, TOKENIZER_DIR, WEIGHTS_DIR, ModelConfig
+from bgkd_megatron.settings import explain
 
 __all__ = [
     "LAYOUT",
@@ -64,14 +70,49 @@ def _check_unchanged(root: Path, stored: dict[str, Any] | None) -> None:
 def read_weights(request: dict[str, Any], root: Path) -> dict[str, Any]:
     """What `request` asks for, from Megatron's checkpoint in ROOT/weights.  Collective.
 
-    Raises ConfigError when it is damaged or holds something else.
+    First rank 0 reads all of it once more than it would need, to compare each file with its hash;
+    weights that were saved without hashes are taken as they are.
+    Raises ConfigError on all ranks when a file is damaged or missing, and ConfigError when the
+    checkpoint holds something else.
     """
+    weights = root / WEIGHTS_DIR
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(request, str(root / WEIGHTS_DIR))
+        # A damaged record would raise on rank 0 alone, and leave the others waiting for it.
+        has_hashes = rank_check.agreed(
+            str(weights),
+            lambda: _has_hashes(weights),
+            lambda found: {f"the presence of {INTEGRITY_FNAME}": found},
+            dist.group.WORLD,
+        )
+        loaded: dict[str, Any] = dist_checkpointing.load(
+            request, str(weights), verify_integrity=has_hashes
+        )
+    except CheckpointingException as error:  # Megatron's; it may name several files, a line each
+        raise ConfigError(f"{root} cannot be read ({explain(error)})") from error
     except (Exception, CheckpointException) as error:  # the latter is torch's, no Exception
         reason = str(error).strip().rpartition("\n")[2]
         raise ConfigError(f"{root} cannot be read ({type(error).__name__}: {reason})") from error
     return loaded
+
+
+class _Hashes(BaseModel):
+    """What Megatron writes into INTEGRITY_FNAME."""
+
+    algorithm: str
+    files: dict[str, str]
+
+
+def _has_hashes(weights: Path) -> bool:
+    """Whether the hashes of the files lie beside them.  Raises OSError or ValueError when they are
+    there but cannot be read."""
+    file = weights / INTEGRITY_FNAME
+    if not file.is_file():
+        return False
+    try:
+        _Hashes.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{file} is damaged: {explain(error)}") from error
+    return True
 
 
 def save_model_dir(
@@ -101,6 +142,8 @@ def save_model_dir(
 def save_weights(state: dict[str, Any], root: Path) -> None:
     """Write Megatron's torch_dist checkpoint of `state` to ROOT/weights.  Collective.
 
+    Rank 0 then reads all of it once, in sequence, and records the hash of each file: a disk that
+    loses bits is seen when they are loaded.
     Raises RunError on all ranks when one of them cannot write its part, and OSError on a rank that
     fails alone.
     """
@@ -109,7 +152,7 @@ def save_weights(state: dict[str, Any], root: Path) -> None:
         if dist.get_rank() == 0:
             (root / WEIGHTS_DIR).mkdir(parents=True)
         dist.barrier()
-        dist_checkpointing.save(state, str(root / WEIGHTS_DIR))
+        dist_checkpointing.save(state, str(root / WEIGHTS_DIR), verify_integrity=True)
     except CheckpointException as error:  # torch's, raised on all ranks
         raise RunError(
             f"{root} cannot be written; the rank that failed has logged the cause (Local worker "

@@ -11,6 +11,7 @@ from torch import Tensor
 from bgkd_megatron.objectives.config import ObjectiveConfig
 from bgkd_megatron.objectives.divergence import DIVERGENCES
 from bgkd_megatron.objectives.metrics import STUDENT_METRICS, TEACHER_METRICS
+from bgkd_megatron.objectives.named import NamedObjective, named_objective
 from bgkd_megatron.objectives.token_losses import TokenLosses
 from bgkd_megatron.objectives.weighting import WEIGHTINGS, Weighting
 from bgkd_megatron.statistics import Feature, VocabStats
@@ -54,6 +55,7 @@ class HybridObjective:
             )
         self.config = config
         self.vocab_size = vocab_size
+        self._is_own = weighting is not None
         self._weighting = weighting or WEIGHTINGS[config.weighting](config, vocab_size)
         self._divergence = None
         self.features = STUDENT_METRICS | extra_features
@@ -65,6 +67,13 @@ class HybridObjective:
         if self.features.reads_teacher:
             self.features |= Feature.TEACHER
         self.power_exponent = self._weighting.power_exponent
+
+    def named(self, progress: float) -> NamedObjective | None:
+        """What the kernels need to evaluate the objective; None where they cannot: a weighting of
+        your own, or no soft term."""
+        if self._is_own or self._divergence is None:
+            return None
+        return named_objective(self.config, self.vocab_size, _checked_progress(progress))
 
     @property
     def temperature(self) -> float:
@@ -79,8 +88,7 @@ class HybridObjective:
         your own returns another shape or device (TypeError: another type than floating).  Whether
         its values are in [0, 1] is not looked at: that would wait for the device.
         """
-        if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"progress must be in [0, 1] (steps done / steps), got {progress}")
+        progress = _checked_progress(progress)
         hard = self._hard(stats)
         if self._divergence is None:
             soft = soft_weight = torch.zeros_like(hard.detach())
@@ -105,6 +113,12 @@ class HybridObjective:
         if self.config.hard_label == "data":
             return -stats.require("student_label_logprob")
         return -stats.require("student_logprob_at_teacher_argmax")
+
+
+def _checked_progress(progress: float) -> float:
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(f"progress must be in [0, 1] (steps done / steps), got {progress}")
+    return progress
 
 
 def _checked(weight: Tensor, term: Tensor) -> Tensor:

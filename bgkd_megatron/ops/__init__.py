@@ -27,6 +27,8 @@ vocab_fdiv = torch.ops.bgkd.vocab_fdiv.default
 vocab_fdiv_backward = torch.ops.bgkd.vocab_fdiv_backward.default
 vocab_fdiv_backward_ = torch.ops.bgkd.vocab_fdiv_backward_.default
 fused_loss_ = torch.ops.bgkd.fused_loss_.default
+merge_loss = torch.ops.bgkd.merge_loss.default
+scale_rows_ = torch.ops.bgkd.scale_rows_.default
 
 
 def build_info() -> dict[str, Any]:
@@ -62,6 +64,14 @@ def cuda_launch_plan(
     Arguments and errors as there; num_sms is at least 1.
     """
     return _C.cuda_launch_plan(num_tokens, num_columns, element_size, int(features), num_sms)
+
+
+def tokens_in_cache(num_columns: int, element_size: int, cache_bytes: int) -> int:
+    """Tokens whose two shards of num_columns stay in a cache of cache_bytes (a GPU's L2) from their
+    statistics to their gradient, although the statistics of as many more come between:
+    `tokens_per_chunk` of hybrid_loss. Errors as in `launch_plan`.
+    """
+    return _C.tokens_in_cache(num_columns, element_size, cache_bytes)
 
 
 # ---- fake kernels: shapes only. Arguments are checked by the real ones.
@@ -112,3 +122,14 @@ def _(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None, voc
     rows = len(stat_names(Feature(features)))
     stats = student_logits.new_empty((rows, num_tokens), dtype=torch.float32)
     return stats, student_logits.new_empty((4, num_tokens), dtype=torch.float32)
+
+
+@torch.library.register_fake("bgkd::merge_loss")
+def _(partial: Tensor, *unused: Any) -> tuple[Tensor, Tensor, Tensor]:
+    losses = partial.new_empty((4, partial.shape[2]))
+    return torch.empty_like(partial[0]), losses, torch.empty_like(partial[0])
+
+
+@torch.library.register_fake("bgkd::scale_rows_")
+def _(rows: Tensor, scale: Tensor) -> None:
+    return None

@@ -11,7 +11,7 @@ constexpr float kSmallestExponent = -127.f;  // 2^x is flushed to 0 from here on
 template <class F>
 BGKD_INLINE F clamp_exponent(F x) {
   if constexpr (!Pack<F>::kChecked) return x;
-  return Pack<F>::maximum(Pack<F>::broadcast(kSmallestExponent), x);
+  return Pack<F>::at_least(x, kSmallestExponent);
 }
 
 // 2^x for x in [-127, 127]; 2^-127 is 0 and 2^0 exactly 1. The polynomial: minimax of degree 6 on

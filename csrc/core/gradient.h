@@ -107,7 +107,7 @@ BGKD_INLINE RowGradient row_gradient(const TokenStats& g, const TokenStats& up,
 // log2 p of an absent token, made finite: a coefficient of 0 times it must be 0.
 template <class F>
 BGKD_INLINE F finite_log(F x) {
-  return Pack<F>::maximum(Pack<F>::broadcast(-1e30f), x);
+  return Pack<F>::at_least(x, -1e30f);
 }
 
 // d loss / d z of one pack of columns, without the terms at the label and at the argmax. `t` is not

@@ -44,6 +44,8 @@ struct Pack<float> {
   static BGKD_INLINE float broadcast(float x) { return x; }
   // NaN in `x` is ignored here: it reaches every statistic through the exponential.
   static BGKD_INLINE float maximum(float x, float running) { return x > running ? x : running; }
+  // NaN stays.
+  static BGKD_INLINE float at_least(float x, float bound) { return bound > x ? bound : x; }
   static BGKD_INLINE float fma(float a, float b, float c) { return std::fma(a, b, c); }
   // a > b ? x : y
   static BGKD_INLINE float where_greater(float a, float b, float x, float y) {
@@ -61,7 +63,7 @@ struct Pack<float> {
   static BGKD_INLINE float divide(float a, float b) { return a / b; }
 };
 
-// w * x with 0 * inf = 0: the convention of every expectation here. A NaN weight stays NaN.
+// w * x for w >= 0, with 0 * inf = 0: the convention of every expectation here. A NaN weight stays.
 template <class F>
 BGKD_INLINE F weighted(F w, F x) {
   if constexpr (!Pack<F>::kChecked) return w * x;

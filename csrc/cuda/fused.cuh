@@ -45,6 +45,14 @@ struct FusedShared {
   int64_t label, argmax;
 };
 
+// Statistics of an instance, one bit each: a table would be in memory.
+template <uint32_t kFeatures>
+constexpr uint32_t kStatBits = [] {
+  uint32_t bits = 0;
+  for (int stat = 0; stat < kNumStats; ++stat) bits |= uint32_t{has_stat(kFeatures, stat)} << stat;
+  return bits;
+}();
+
 // For one thread: the cluster's partial statistics in the order of its blocks, merged and
 // evaluated. Every block does the same and gets the same bits.
 __device__ __forceinline__ void evaluate_row(FusedShared& shared, const FusedArgs& args,
@@ -112,7 +120,8 @@ __global__ void __launch_bounds__(kCudaThreads, 2)
   if (stat < kNumStats) {
     // Labels, where there are none, are not read; other statistics without a feature are 0.
     const bool is_absent =
-        args.labels.ids == nullptr && (stat == kStudentAtLabel || stat == kTeacherAtLabel);
+        (kStatBits<kFeatures> >> stat & 1) == 0 ||
+        (args.labels.ids == nullptr && (stat == kStudentAtLabel || stat == kTeacherAtLabel));
     shared.partial[stat] =
         part.row.num_columns == 0 || is_absent
             ? neutral_value(stat)

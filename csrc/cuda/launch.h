@@ -19,6 +19,9 @@ cudaError_t launch_vocab_stats(const StatsArgs& args, const CudaPlan& plan, floa
 // Partial statistics of all shards, in rank order, to global ones.
 cudaError_t launch_merge_stats(const MergeArgs& args, cudaStream_t stream);
 
+// The same, and the objective on them.
+cudaError_t launch_loss(const LossArgs& args, cudaStream_t stream);
+
 // d loss / d student logits.
 cudaError_t launch_vocab_gradient(const GradientArgs& args, const CudaPlan& plan,
                                   cudaStream_t stream);
@@ -35,5 +38,7 @@ cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaP
 // Losses and gradient from one read. Fails with cudaErrorInvalidConfiguration when no cluster can
 // hold a row (plan.cluster = 0).
 cudaError_t launch_fused_loss(const FusedArgs& args, const FusedPlan& plan, cudaStream_t stream);
+
+cudaError_t launch_scale_rows(const ScaleArgs& args, cudaStream_t stream);
 
 }  // namespace bgkd

@@ -1,5 +1,5 @@
 // Merges partial statistics: those of the parts of a row to one partial statistic of the shard, and
-// those of all shards to global ones.
+// those of all shards to global ones, with the objective on them if wanted.
 
 #include "launch.h"
 #include "merge_parts.h"
@@ -28,6 +28,12 @@ __global__ void __launch_bounds__(kThreads)
   store_stats(result, merged, num_tokens, token, params.features);
 }
 
+// One thread a token.
+__global__ void __launch_bounds__(kThreads) loss_kernel(const LossArgs args) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (token < args.merge.num_tokens) evaluate_token(args, token);
+}
+
 }  // namespace
 
 cudaError_t launch_merge_parts(const float* partial, int64_t num_parts, const StatsParams& params,
@@ -42,6 +48,12 @@ cudaError_t launch_merge_stats(const MergeArgs& args, cudaStream_t stream) {
   if (args.num_tokens == 0) return cudaSuccess;
   merge_kernel<true><<<blocks_for(args.num_tokens), kThreads, 0, stream>>>(
       args.partial, args.num_shards, args.labels, args.params, args.num_tokens, args.global);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_loss(const LossArgs& args, cudaStream_t stream) {
+  if (args.merge.num_tokens == 0) return cudaSuccess;
+  loss_kernel<<<blocks_for(args.merge.num_tokens), kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -63,12 +63,11 @@ std::vector<std::pair<std::string, uint32_t>> statistics() {
   return rows;
 }
 
-void check_sizes(const char* function, int64_t num_tokens, int64_t num_columns,
-                 int64_t element_size) {
-  if (num_tokens < 0 || num_columns < 0 || (element_size != 2 && element_size != 4)) {
-    throw py::value_error(
-        std::string(function) +
-        ": num_tokens and num_columns must be at least 0 and element_size 2 or 4 bytes");
+// count: num_tokens or cache_bytes.
+void check_sizes(const char* function, int64_t count, int64_t num_columns, int64_t element_size) {
+  if (count < 0 || num_columns < 0 || (element_size != 2 && element_size != 4)) {
+    throw py::value_error(std::string(function) +
+                          ": sizes must be at least 0 and element_size 2 or 4 bytes");
   }
 }
 
@@ -96,6 +95,11 @@ std::map<std::string, int64_t> cuda_launch_plan(int64_t num_tokens, int64_t num_
           {"workspace_bytes", floats * static_cast<int64_t>(sizeof(float))}};
 }
 
+int64_t tokens_in_cache(int64_t num_columns, int64_t element_size, int64_t cache_bytes) {
+  check_sizes("tokens_in_cache", cache_bytes, num_columns, element_size);
+  return plan_token_chunk(num_columns, element_size, cache_bytes);
+}
+
 }  // namespace
 }  // namespace bgkd
 
@@ -111,4 +115,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_launch_plan", &bgkd::cuda_launch_plan, py::arg("num_tokens"), py::arg("num_columns"),
         py::arg("element_size"), py::arg("features"), py::arg("num_sms"),
         "How a CUDA launch cuts rows into parts, and the scratch memory of vocab_stats.");
+  m.def("tokens_in_cache", &bgkd::tokens_in_cache, py::arg("num_columns"), py::arg("element_size"),
+        py::arg("cache_bytes"), "Tokens whose rows stay in a cache between the two sweeps.");
 }

@@ -17,6 +17,11 @@ void check_logits(const char* op, const char* name, const Tensor& logits) {
                     logits.strides(), "; call .contiguous() or transpose the other dimensions");
 }
 
+DType dtype_of(const Tensor& logits) {
+  if (logits.scalar_type() == at::kFloat) return DType::kFloat32;
+  return logits.scalar_type() == at::kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
+}
+
 int64_t valid_columns(int64_t vocab_size, int64_t vocab_start, int64_t num_columns) {
   return std::clamp<int64_t>(vocab_size - vocab_start, 0, num_columns);
 }
@@ -65,9 +70,7 @@ LogitsShard check_shard(const char* op, const Tensor& student, const OptionalTen
                     ": vocab_size must be in [1, ", kMaxVocabSize, "], got ", vocab_size);
   TORCH_CHECK_VALUE(vocab_start >= 0, op, ": vocab_start must be at least 0, got ", vocab_start);
   LogitsShard shard{};
-  shard.dtype = student.scalar_type() == at::kFloat      ? DType::kFloat32
-                : student.scalar_type() == at::kBFloat16 ? DType::kBFloat16
-                                                         : DType::kFloat16;
+  shard.dtype = dtype_of(student);
   shard.student = student.const_data_ptr();
   shard.student_stride = student.stride(0);
   shard.num_columns = valid_columns(vocab_size, vocab_start, student.size(1));
@@ -109,6 +112,27 @@ void check_stats_tensor(const char* op, const char* name, const Tensor& stats,
                     " must be a contiguous ", shape, ", got shape ", stats.sizes());
   TORCH_CHECK_VALUE(stats.device() == like.device(), op, ": ", name, " must be on ", like.device(),
                     " like the logits, got ", stats.device());
+}
+
+ObjectiveParams check_objective(const char* op, const ObjectiveArguments& objective,
+                                double temperature, uint32_t features) {
+  TORCH_CHECK_VALUE(objective.soft_term >= 0 && objective.soft_term <= 2 &&
+                        objective.soft_weighting >= 0 && objective.soft_weighting <= 3 &&
+                        objective.hard_label >= 0 && objective.hard_label <= 1,
+                    op, ": unknown objective: soft_term ", objective.soft_term, ", soft_weighting ",
+                    objective.soft_weighting, ", hard_label ", objective.hard_label);
+  ObjectiveParams params{};
+  params.soft = static_cast<SoftTerm>(objective.soft_term);
+  params.softened = objective.softened;
+  params.soft_scale = objective.softened ? static_cast<float>(temperature * temperature) : 1.f;
+  params.weight = static_cast<SoftWeight>(objective.soft_weighting);
+  params.static_weight = static_cast<float>(objective.static_weight);
+  params.entropy_scale = static_cast<float>(objective.entropy_scale);
+  params.hard = static_cast<HardLabel>(objective.hard_label);
+  const uint32_t needed = objective_features(params);
+  TORCH_CHECK_VALUE((needed & ~features) == 0, op, ": the objective reads features ", needed,
+                    ", only ", features, " are asked for");
+  return params;
 }
 
 struct CheckedDivergence {
@@ -220,7 +244,7 @@ FdivGradientArgs check_fdiv_gradient_args(const char* op, const Tensor& global,
   return args;
 }
 
-FusedArgs check_fused_args(const char* op, const Tensor& student, const Tensor& teacher,
+FusedArgs check_fused_args(const char* op, const Tensor& student, const OptionalTensor& teacher,
                            const OptionalTensor& labels, int64_t vocab_size, int64_t features,
                            double temperature, double power_exponent, int64_t ignore_index,
                            const ObjectiveArguments& objective) {
@@ -231,27 +255,36 @@ FusedArgs check_fused_args(const char* op, const Tensor& student, const Tensor& 
                     ": the logits must hold the whole vocabulary of ", vocab_size,
                     " token ids, got ", stats.logits.num_columns,
                     "; a shard takes vocab_stats and vocab_stats_backward");
-  TORCH_CHECK_VALUE(objective.soft_term >= 0 && objective.soft_term <= 2 &&
-                        objective.soft_weighting >= 0 && objective.soft_weighting <= 3 &&
-                        objective.hard_label >= 0 && objective.hard_label <= 1,
-                    op, ": unknown objective: soft_term ", objective.soft_term, ", soft_weighting ",
-                    objective.soft_weighting, ", hard_label ", objective.hard_label);
+  TORCH_CHECK_VALUE(stats.params.features & kTeacher, op,
+                    ": needs a teacher; without one take vocab_stats and vocab_stats_backward");
   FusedArgs args{};
   args.logits = stats.logits;
   args.labels = stats.labels;
   args.params = stats.params;
   args.num_tokens = stats.num_tokens;
-  ObjectiveParams& params = args.objective;
-  params.soft = static_cast<SoftTerm>(objective.soft_term);
-  params.softened = objective.softened;
-  params.soft_scale = objective.softened ? static_cast<float>(temperature * temperature) : 1.f;
-  params.weight = static_cast<SoftWeight>(objective.soft_weighting);
-  params.static_weight = static_cast<float>(objective.static_weight);
-  params.entropy_scale = static_cast<float>(objective.entropy_scale);
-  params.hard = static_cast<HardLabel>(objective.hard_label);
-  const uint32_t needed = objective_features(params);
-  TORCH_CHECK_VALUE((needed & ~args.params.features) == 0, op, ": the objective reads features ",
-                    needed, ", only ", args.params.features, " are asked for");
+  args.objective = check_objective(op, objective, temperature, args.params.features);
+  return args;
+}
+
+LossArgs check_loss_args(const char* op, const Tensor& partial, const OptionalTensor& labels,
+                         int64_t features, double temperature, double power_exponent,
+                         int64_t ignore_index, const ObjectiveArguments& objective) {
+  LossArgs args{};
+  args.merge =
+      check_merge_args(op, partial, labels, features, temperature, power_exponent, ignore_index);
+  args.objective = check_objective(op, objective, temperature, args.merge.params.features);
+  return args;
+}
+
+ScaleArgs check_scale_args(const char* op, const Tensor& rows, const Tensor& scale) {
+  check_logits(op, "rows", rows);
+  check_stats_tensor(op, "scale", scale, {rows.size(0)}, rows);
+  ScaleArgs args{};
+  args.dtype = dtype_of(rows);
+  args.stride = rows.stride(0);
+  args.num_tokens = rows.size(0);
+  args.num_columns = rows.size(1);
+  args.scale = scale.const_data_ptr<float>();
   return args;
 }
 

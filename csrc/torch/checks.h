@@ -61,9 +61,15 @@ struct ObjectiveArguments {
   int64_t hard_label;
 };
 
-FusedArgs check_fused_args(const char* op, const Tensor& student, const Tensor& teacher,
+FusedArgs check_fused_args(const char* op, const Tensor& student, const OptionalTensor& teacher,
                            const OptionalTensor& labels, int64_t vocab_size, int64_t features,
                            double temperature, double power_exponent, int64_t ignore_index,
                            const ObjectiveArguments& objective);
+
+LossArgs check_loss_args(const char* op, const Tensor& partial, const OptionalTensor& labels,
+                         int64_t features, double temperature, double power_exponent,
+                         int64_t ignore_index, const ObjectiveArguments& objective);
+
+ScaleArgs check_scale_args(const char* op, const Tensor& rows, const Tensor& scale);
 
 }  // namespace bgkd

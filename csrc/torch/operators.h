@@ -119,13 +119,13 @@ struct Operators {
   }
 
   static std::tuple<Tensor, Tensor> fused_loss_inplace(
-      Tensor& student, const Tensor& teacher, const OptionalTensor& labels, int64_t vocab_size,
-      int64_t features, double temperature, double power_exponent, int64_t ignore_index,
-      int64_t soft_term, bool softened, int64_t soft_weighting, double static_weight,
-      double entropy_scale, int64_t hard_label) {
+      Tensor& student, const OptionalTensor& teacher, const OptionalTensor& labels,
+      int64_t vocab_size, int64_t features, double temperature, double power_exponent,
+      int64_t ignore_index, int64_t soft_term, bool softened, int64_t soft_weighting,
+      double static_weight, double entropy_scale, int64_t hard_label) {
     constexpr const char* kOp = "fused_loss_";
     at::assert_no_internal_overlap(student);
-    at::assert_no_partial_overlap(student, teacher);
+    if (teacher) at::assert_no_partial_overlap(student, *teacher);
     FusedArgs args = check_fused_args(
         kOp, student, teacher, labels, vocab_size, features, temperature, power_exponent,
         ignore_index,
@@ -143,6 +143,35 @@ struct Operators {
     return {global, losses};
   }
 
+  static std::tuple<Tensor, Tensor, Tensor> merge_loss(
+      const Tensor& partial, const OptionalTensor& labels, int64_t features, double temperature,
+      double power_exponent, int64_t ignore_index, int64_t soft_term, bool softened,
+      int64_t soft_weighting, double static_weight, double entropy_scale, int64_t hard_label) {
+    constexpr const char* kOp = "merge_loss";
+    LossArgs args = check_loss_args(
+        kOp, partial, labels, features, temperature, power_exponent, ignore_index,
+        {soft_term, softened, soft_weighting, static_weight, entropy_scale, hard_label});
+    const int64_t num_tokens = args.merge.num_tokens;
+    const Executor executor(kOp, partial.device(), num_tokens, /*num_columns=*/0);
+    Tensor global = at::empty({partial.size(1), num_tokens}, partial.options());
+    Tensor upstream = at::empty_like(global);
+    Tensor losses = at::empty({kNumTokenLosses, num_tokens}, partial.options());
+    args.merge.global = global.mutable_data_ptr<float>();
+    args.losses = losses.mutable_data_ptr<float>();
+    args.upstream = upstream.mutable_data_ptr<float>();
+    executor.run(args);
+    return {global, losses, upstream};
+  }
+
+  static void scale_rows_inplace(Tensor& rows, const Tensor& scale) {
+    constexpr const char* kOp = "scale_rows_";
+    at::assert_no_internal_overlap(rows);
+    ScaleArgs args = check_scale_args(kOp, rows, scale);
+    const Executor executor(kOp, rows.device(), args.num_tokens, args.num_columns);
+    args.rows = rows.mutable_data_ptr();
+    executor.run(args);
+  }
+
   static void register_in(torch::Library& m) {
     m.impl("vocab_stats", &vocab_stats);
     m.impl("merge_stats", &merge_stats);
@@ -152,6 +181,8 @@ struct Operators {
     m.impl("vocab_fdiv_backward", &vocab_fdiv_backward);
     m.impl("vocab_fdiv_backward_", &vocab_fdiv_backward_inplace);
     m.impl("fused_loss_", &fused_loss_inplace);
+    m.impl("merge_loss", &merge_loss);
+    m.impl("scale_rows_", &scale_rows_inplace);
   }
 
  private:

@@ -15,14 +15,15 @@ struct CpuKernels {
   const char* name;
   decltype(&DEFAULT::compute_stats) stats;
   decltype(&DEFAULT::compute_gradient) gradient;
+  decltype(&DEFAULT::scale_rows) scale_rows;
   decltype(&DEFAULT::compute_fdiv) fdiv;
   decltype(&DEFAULT::compute_fdiv_gradient) fdiv_gradient;
 };
 
-#define BGKD_KERNELS(capability)                                          \
-  CpuKernels {                                                            \
-    #capability, capability::compute_stats, capability::compute_gradient, \
-        capability::compute_fdiv, capability::compute_fdiv_gradient       \
+#define BGKD_KERNELS(capability)                                                                  \
+  CpuKernels {                                                                                    \
+    #capability, capability::compute_stats, capability::compute_gradient, capability::scale_rows, \
+        capability::compute_fdiv, capability::compute_fdiv_gradient                               \
   }
 
 // PyTorch's own choice of instruction set, so that ATEN_CPU_CAPABILITY governs both.
@@ -99,6 +100,17 @@ class CpuExecutor {
         args.num_tokens, args.grad_columns, args.params.features, [&](int64_t begin, int64_t end) {
           fused_tokens(args, kernels, partial, partial + rows * args.num_tokens, begin, end);
         });
+  }
+  void run(const LossArgs& args) const {
+    const uint32_t features = args.merge.params.features;
+    for_each_token_range(args.merge.num_tokens, num_rows(features) * args.merge.num_shards,
+                         features,
+                         [&](int64_t begin, int64_t end) { evaluate_tokens(args, begin, end); });
+  }
+  void run(const ScaleArgs& args) const {
+    for_each_token_range(
+        args.num_tokens, args.num_columns, /*features=*/0,
+        [&](int64_t begin, int64_t end) { cpu_kernels().scale_rows(args, begin, end); });
   }
 
  private:

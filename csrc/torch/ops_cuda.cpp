@@ -59,13 +59,33 @@ class CudaExecutor {
   void run(const FusedArgs& args) const {
     const FusedPlan plan =
         plan_fused_launch(args.grad_columns, element_size(args.logits.dtype), shared_memory());
-    TORCH_CHECK_VALUE(plan.cluster > 0, op_, ": a row of ", args.grad_columns,
-                      " columns does not fit into the shared memory of this device: use "
-                      "vocab_stats and vocab_stats_backward");
+    if (plan.cluster == 0) return run_in_phases(args);
     check(launch_fused_loss(args, plan, stream()));
   }
+  void run(const LossArgs& args) const { check(launch_loss(args, stream())); }
+  void run(const ScaleArgs& args) const { check(launch_scale_rows(args, stream())); }
 
  private:
+  // A row that no cluster can hold: two reads instead of one.
+  void run_in_phases(const FusedArgs& args) const {
+    const int64_t floats = num_rows(args.params.features) * args.num_tokens;
+    const c10::DataPtr partial = allocate(floats), upstream = allocate(floats);
+    auto* partial_stats = static_cast<float*>(partial.get());
+    auto* derivatives = static_cast<float*>(upstream.get());
+    run(StatsArgs{args.logits, args.labels, args.params, args.num_tokens, partial_stats});
+    run(LossArgs{{partial_stats, 1, args.labels, args.params, args.num_tokens, args.global},
+                 args.objective,
+                 args.losses,
+                 derivatives});
+    run(GradientArgs{args.logits, args.labels, args.params, args.num_tokens, args.global,
+                     derivatives, args.grad, args.grad_stride, args.grad_columns});
+  }
+
+  // Freed when the launch returns, but reused only by later work on the same stream.
+  static c10::DataPtr allocate(int64_t floats) {
+    return c10::cuda::CUDACachingAllocator::get()->allocate(floats * sizeof(float));
+  }
+
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()); }
 
   // Freed when the launch returns, but reused only by later work on the same stream.

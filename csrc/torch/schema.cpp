@@ -38,8 +38,15 @@ TORCH_LIBRARY(bgkd, m) {
   // The gradient of losses[0].sum() overwrites student_logits. Returns global_stats and losses
   // [4, N]: loss, hard, soft, soft weight.
   m.def(
-      "fused_loss_(Tensor(a!) student_logits, Tensor teacher_logits, Tensor? labels, "
+      "fused_loss_(Tensor(a!) student_logits, Tensor? teacher_logits, Tensor? labels, "
       "int vocab_size, int features, float temperature, float power_exponent, int ignore_index, "
       "int soft_term, bool softened, int soft_weighting, float static_weight, "
       "float entropy_scale, int hard_label) -> (Tensor, Tensor)");
+  // merge_stats and the objective: global_stats, losses, and the derivatives of losses[0].sum() for
+  // vocab_stats_backward.
+  m.def(
+      "merge_loss(Tensor partial, Tensor? labels, int features, float temperature, "
+      "float power_exponent, int ignore_index, int soft_term, bool softened, int soft_weighting, "
+      "float static_weight, float entropy_scale, int hard_label) -> (Tensor, Tensor, Tensor)");
+  m.def("scale_rows_(Tensor(a!) rows, Tensor scale) -> ()");
 }

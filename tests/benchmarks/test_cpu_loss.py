@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cpu_loss.py"
 # Without the compiled ones: they take half a minute.
 VARIANTS = (
     "ours_hybrid", "eager_hybrid", "ours_kl", "eager_kl", "lean_kl", "modelopt", "liger_logits",
-    "ours_head", "head_alone", "liger",
+    "ours_ce", "eager_ce", "liger_ce", "te_ce", "ours_head", "head_alone", "liger",
 )  # fmt: skip
-OTHER_PACKAGES = {"modelopt", "liger_logits", "liger"}
+OTHER_PACKAGES = {"modelopt", "liger_logits", "liger_ce", "te_ce", "liger"}
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,11 @@ def test_refuses_a_variant_it_does_not_know():
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 2
     assert "'apex' is none of ours_hybrid, " in run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_refuses_a_device_that_is_not_there():
+    command = [sys.executable, SCRIPT, "--device", "cuda"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--device cuda: torch sees no GPU" in run.stderr

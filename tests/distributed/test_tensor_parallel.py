@@ -12,10 +12,11 @@ import pytest
 from communication_cases import CASES as COMMUNICATION
 from communication_cases import SLOW_CASES
 from fdiv_cases import CASES as FDIV
+from in_forward_cases import CASES as IN_FORWARD
 from launch import run_cases
 from sharding_cases import CASES as SHARDING
 
-CASES = SHARDING | FDIV | COMMUNICATION
+CASES = SHARDING | FDIV | COMMUNICATION | IN_FORWARD
 CASES_OF_SIZE = {2: CASES | SLOW_CASES, 3: CASES, 4: CASES}
 
 

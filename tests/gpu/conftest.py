@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import gc
 import shutil
 
 import pytest
 from compiler import Compiler, find_tool
 from stand_in_runtime import StandInRuntime
+from vocab_kernels.build import ShippedKernels, build, host_library
+from vocab_kernels.launchers import Launchers
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,19 @@ def runtime(nvcc: Compiler) -> StandInRuntime:
     if shutil.which("g++") is None:
         pytest.skip("no g++ to build the stand-in runtime with")
     return StandInRuntime(nvcc)
+
+
+@pytest.fixture(scope="session")
+def shipped(nvcc: Compiler) -> ShippedKernels:
+    """The kernels of csrc/cuda, compiled for every architecture."""
+    return build(nvcc)
+
+
+@pytest.fixture(scope="session")
+def launchers(runtime: StandInRuntime, shipped: ShippedKernels) -> Launchers:
+    """The launchers of csrc/cuda; launches run the PTX of sm_90a in the executor."""
+    made = Launchers(runtime, host_library(runtime, shipped), shipped)
+    # a million instructions, which every full collection would look at again
+    gc.collect()
+    gc.freeze()
+    return made

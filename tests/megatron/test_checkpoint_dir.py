@@ -54,6 +54,19 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
         (root / "latest").write_bytes(pointer)
         with pytest.raises(ConfigError, match="which is not a checkpoint"):
             checkpoint_dir.latest(root)
+    (root / "latest").write_text("iter_" + "1" * 300)
+    with pytest.raises(ConfigError, match=r"latest cannot be read \(File name too long\): write"):
+        checkpoint_dir.latest(root)
+
+
+def test_a_pointer_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to("nothing")
+    with pytest.raises(ConfigError, match=r"latest cannot be read \(No such file .* start over"):
+        checkpoint_dir.latest(tmp_path)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(ConfigError, match=r"latest cannot be read \(Is a directory\)"):
+        checkpoint_dir.latest(tmp_path)
 
 
 def test_old_checkpoints_are_cleared(tmp_path: Path) -> None:

@@ -50,6 +50,43 @@ def test_impossible_runs(
     assert expected in message(tmp_path, settings, *overrides, world_size=world_size)
 
 
+NAME = "a" * 300  # longer than any file system takes
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("student.model_dir={0}/file", "student.model_dir: {0}/file/model.json does not exist"),
+        ("teacher.model_dir={0}/torn", "teacher.model_dir: {0}/torn/model.json does not exist"),
+        (f"student.model_dir={{0}}/{NAME}", "student.model_dir: [Errno 36] File name too long"),
+        ("data.train=[{0}/torn]", "{0}/torn.bin does not exist or is empty"),
+        ("data.train=[{0}/file/data]", "{0}/file/data.bin does not exist or is empty"),
+        (f"data.train=[{{0}}/{NAME}]", f"{{0}}/{NAME} cannot be read ([Errno 36] File name too"),
+        (f"data.valid.x={{0}}/{NAME}", f"{{0}}/{NAME} cannot be read ([Errno 36] File name too"),
+    ],
+)
+def test_folders_for_files_and_the_reverse(
+    tmp_path: Path, settings: dict[str, Any], override: str, expected: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "torn" / "model.json").mkdir(parents=True)
+    (tmp_path / "torn.bin").mkdir()
+    assert expected.format(tmp_path) in message(tmp_path, settings, override.format(tmp_path))
+
+
+def test_a_model_whose_parts_are_of_the_wrong_kind(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    weights = tmp_path / "student" / "weights"
+    (weights / "metadata.json").unlink()
+    (weights / "metadata.json").mkdir()
+    assert "not a complete checkpoint" in message(tmp_path, settings)
+    (weights / "metadata.json").rmdir()
+    weights.rmdir()
+    weights.write_text("")
+    assert "not a complete checkpoint" in message(tmp_path, settings)
+
+
 def test_all_problems_are_told_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
     text = message(tmp_path, settings, "data.seq_length=65", "training.global_batch_size=3")
     assert "max_position_embeddings" in text
@@ -72,6 +109,9 @@ def test_tokenizers_that_differ(tmp_path: Path, settings: dict[str, Any]) -> Non
     text = message(tmp_path, settings)
     assert "tokenizers of student and teacher differ" in text
     assert "token '<end>' is 2 in one and None in the other" in text
+    for content in ("{", "[]", '{"model": {"vocab": [1]}}', "[" * 100_000):
+        path.write_text(content)
+        assert "a tokenizer.json of student or teacher cannot" in message(tmp_path, settings)
     # Unigram models list their tokens; here they are those of the student.
     tokenizer = {"model": {"vocab": [["a", 0.0], ["b", -1.0], ["<end>", 0.0]]}}
     path.write_text(json.dumps(tokenizer))
@@ -87,8 +127,10 @@ def test_dataset_of_another_tokenizer(tmp_path: Path, settings: dict[str, Any]) 
     assert "made with a tokenizer of 301 tokens, the student has 300" in message(tmp_path, settings)
     (tmp_path / "data.json").write_text('{"vocab_size": 300, "loss_tokens": 0}')
     assert "no token of" in message(tmp_path, settings)
-    (tmp_path / "data.json").write_text('{"vocab_size": 3')
-    assert "prepare the dataset again" in message(tmp_path, settings)
+    endless = '{"vocab_size": Infinity, "loss_tokens": 1}'
+    for content in ('{"vocab_size": 3', "[]", endless, "[" * 100_000):
+        (tmp_path / "data.json").write_text(content)
+        assert "prepare the dataset again" in message(tmp_path, settings)
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path, settings: dict[str, Any]) -> None:

@@ -81,6 +81,8 @@ def test_sigterm_saves_and_exits_0(config: Path, tmp_path: Path) -> None:
     damaged = run_command(command)
     assert damaged.returncode != 0
     assert f": {checkpoint} cannot be read" in damaged.stderr
+    assert "exitcode  : 2" in damaged.stderr
+    assert "bgkd_megatron/" not in damaged.stderr  # no traceback
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == last
 
 
@@ -140,7 +142,7 @@ def test_failed_run_is_told_once(config: Path) -> None:
 def test_a_rank_that_fails_alone_is_told(config: Path, tmp_path: Path) -> None:
     """Rank 0 cannot write the pointer; the other ranks wait for it, and torchrun ends them."""
     checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "latest" / "taken").mkdir(parents=True)
+    (checkpoints / ".latest.tmp").mkdir(parents=True)
     process = run_command(torchrun(2, *TRAIN, "--config", config))
     assert process.returncode != 0
     expected = (

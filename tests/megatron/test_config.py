@@ -58,12 +58,24 @@ def test_overrides(tmp_path: Path, settings: dict[str, Any]) -> None:
         (".steps=1", "must look like section.key=value"),
         ("training.steps", "must look like section.key=value"),
         ("training.steps.more=1", "steps is not a section"),
-        ("training.steps=[", "not valid YAML"),
-        ("optimizer={lr: 1, lr: 2}", "the value is not valid YAML"),
+        ("training.steps=[", "the value is not valid YAML: expected the node content, but found"),
+        ("optimizer={lr: 1, lr: 2}", "not valid YAML: the key 'lr' is given twice (line 1, col"),
+        ("training.steps=0x_", "not valid YAML: invalid literal for int() with base 16"),
+        ("training.steps=!!int ''", "not valid YAML: string index out of range"),
+        ("training.steps=" + "9" * 5000, "not valid YAML: Exceeds the limit (4300 digits)"),
+        ("data.train=" + "[" * 5000, "not valid YAML: brackets or blocks are nested too deeply"),
+        (f"training.steps={10**30}", "training.steps: Input should be less than 2147483648, got"),
+        (f"evaluation.batches={2**31}", "evaluation.batches: Input should be less than 2147483648"),
+        (f"optimizer.lr={10**400}", "optimizer.lr: Input should be a valid number"),
+        (
+            f"training={{steps: {2**31 - 1}, global_batch_size: {2**31 - 1}}}",
+            f"data.seq_length = {(2**31 - 1) ** 2 * 32} tokens must be below {2**63}",
+        ),
         ("training.steps=true", "training.steps"),
         ("optimizer.lr=true", "optimizer.lr"),
         ("objective.soft_weight=true", "objective.soft_weight"),
         ("checkpoint.dir=''", "checkpoint.dir: Input is not a valid path"),
+        ('checkpoint.dir="a\\0"', "checkpoint.dir: must not hold a null character"),
         ("data.train=['']", "data.train.0: String should have at least 1 character, got ''"),
         ("data.valid={a: ''}", "data.valid.a: String should have at least 1 character, got ''"),
         ("student.architecture.num_layers=true", "num_layers: must be a number, got the boolean"),
@@ -92,10 +104,21 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(ConfigError, match="must hold sections"):
         load_config(tmp_path / "list.yaml")
-    for content in (b"a: [", b"\xff\x00", b"a: 1\nb: {c: 1, c: 2}"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
+        load_config(tmp_path)
+    for content, problem in (
+        (b"a: [", r"expected the node content, .* \(line 1, column 5\)"),
+        (b"\xff\x00", "can't decode byte"),
+        (b"a: 1\nb: {c: 1, c: 2}", r"the key 'c' is given twice \(line 2, column 11\)"),
+        (b"[" * 5000, "nested too deeply"),
+        (b"- " * 5000, "nested too deeply"),
+        (b"a: 2026-13-45", "month must be in 1..12"),
+        (b"a: \0", "unacceptable character #x0000"),
+    ):
         (tmp_path / "torn.yaml").write_bytes(content)
-        with pytest.raises(ConfigError, match="not valid YAML"):
+        with pytest.raises(ConfigError, match=f"torn.yaml is not valid YAML: .*{problem}") as error:
             load_config(tmp_path / "torn.yaml")
+        assert "\n" not in str(error.value)
 
 
 def test_overrides_do_not_reach_an_alias(tmp_path: Path, settings: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ CHECKS = {
         "new_data_under_an_old_name",
         "blend_follows_weights",
         "bad_datasets_are_refused",
+        "damaged_dataset_is_told",
         *ALWAYS,
         "edited_architecture_is_refused",
         "run_learns",
@@ -48,6 +49,10 @@ CHECKS = {
         "sigterm_then_resume_is_bitwise",
         "sigterm_in_an_evaluation",
         "full_disk_is_an_error",
+        "damaged_sample_index_is_told",
+        "sample_index_that_cannot_be_written_is_told",
+        "damaged_weights_are_refused",
+        "damaged_checkpoint_is_refused",
     ],
     3: [
         *ALWAYS,

@@ -54,7 +54,8 @@ class DeviceArray:
         return each.reshape(self.shape)
 
     def write(self, values: np.ndarray) -> None:
-        values = np.broadcast_to(values, self.shape).astype(self.dtype).reshape(self.rows, -1)
+        values = np.broadcast_to(values, self.shape).astype(self.dtype)
+        values = values.reshape(self.rows, self.shape[-1])
         for row in range(self.rows):
             data = np.ascontiguousarray(values[row]).view(np.uint8)
             self.device.memory.fill(self._row_offset(row), data)

@@ -1,7 +1,8 @@
-"""A kernel's instructions, decoded once for a launch."""
+"""A kernel's instructions, decoded once for all launches."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class Step:
 
 class Program:
     def __init__(self, kernel: Kernel) -> None:
-        self.steps = [self._decode(kernel, instruction) for instruction in kernel.code]
+        self.steps = [self._step(kernel, instruction) for instruction in kernel.code]
         self.labels = np.zeros(len(kernel.code) + 1, bool)
         self.labels[list(kernel.labels.values())] = True
         self.warp_waits = [step.warp for step in self.steps if step.warp]
@@ -40,29 +41,36 @@ class Program:
         }
         self.ordering = Ordering(kernel)
 
-    def _decode(self, kernel: Kernel, i: Instruction) -> Step:
-        guard = i.guard.slot if i.guard else None
-        reads_parameter = i.has("param") and i.opcode == "ld"
-        memory = i.opcode in MEMORY_OPCODES and not reads_parameter
-        step = Step(i, guard, i.guard_negated, None, i.name, memory)
-        if i.opcode == "bra":
-            (target,) = i.operands
-            if not isinstance(target, Symbol) or target.name not in kernel.labels:
-                raise UnsupportedPtxError(i.text)
-            step.target = kernel.labels[target.name]
-        elif is_warp_operation(i):
-            step.warp = WarpWaits(i, WARP_DECODERS[i.opcode](i))
-        elif i.opcode in ("bar", "barrier"):
-            if not i.has("cluster"):
-                step.barrier = BlockBarrier(i)
-            elif not i.has("arrive", "wait"):
-                raise UnsupportedPtxError(i.text)
-        elif i.opcode not in ("ret", "exit", "trap"):
-            decoder = DECODERS.get(i.opcode)
-            if decoder is None:
-                raise UnsupportedPtxError(f"instruction {i.text!r}")
-            try:
-                step.operation = decoder(i)
-            except (ValueError, KeyError, IndexError, NotImplementedError) as error:
-                raise UnsupportedPtxError(f"instruction {i.text!r}: {error}") from error
-        return step
+    def _step(self, kernel: Kernel, i: Instruction) -> Step:
+        if not isinstance(i.decoded, Step):
+            i.decoded = _decode(i)
+        if i.opcode != "bra":
+            return i.decoded
+        (target,) = i.operands
+        if not isinstance(target, Symbol) or target.name not in kernel.labels:
+            raise UnsupportedPtxError(i.text)
+        # not kept: kernels that share the instruction may have the label elsewhere
+        return dataclasses.replace(i.decoded, target=kernel.labels[target.name])
+
+
+def _decode(i: Instruction) -> Step:
+    guard = i.guard.slot if i.guard else None
+    reads_parameter = i.has("param") and i.opcode == "ld"
+    memory = i.opcode in MEMORY_OPCODES and not reads_parameter
+    step = Step(i, guard, i.guard_negated, None, i.name, memory)
+    if is_warp_operation(i):
+        step.warp = WarpWaits(i, WARP_DECODERS[i.opcode](i))
+    elif i.opcode in ("bar", "barrier"):
+        if not i.has("cluster"):
+            step.barrier = BlockBarrier(i)
+        elif not i.has("arrive", "wait"):
+            raise UnsupportedPtxError(i.text)
+    elif i.opcode not in ("bra", "ret", "exit", "trap"):
+        decoder = DECODERS.get(i.opcode)
+        if decoder is None:
+            raise UnsupportedPtxError(f"instruction {i.text!r}")
+        try:
+            step.operation = decoder(i)
+        except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise UnsupportedPtxError(f"instruction {i.text!r}: {error}") from error
+    return step

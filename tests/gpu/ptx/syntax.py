@@ -71,6 +71,8 @@ class Instruction:
     line: SourceLine | None
     text: str
     index: int = -1
+    # what the executor made of it, once for all launches and all kernels that share it
+    decoded: object = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from .disassembly import SassInstruction, SassKernel, ToolsMissingError, disassemble
 from .figures import Figures, Roofline, measure
 from .limits import KernelLimits, read_limits
-from .report import Report, check, describe
+from .report import Report, check, describe, table
 
 __all__ = [
     "Figures",
@@ -18,4 +18,5 @@ __all__ = [
     "disassemble",
     "measure",
     "read_limits",
+    "table",
 ]

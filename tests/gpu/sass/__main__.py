@@ -1,4 +1,7 @@
-"""python -m sass LIMITS.toml CUBIN...   (in tests/gpu): prints figures; exit code 1 on a breach."""
+"""python -m sass LIMITS.toml CUBIN... [--table]   (in tests/gpu): exit code 1 on a breach.
+
+A cubin is what nvcc -cubin -std=c++20 -ftz=true -arch=sm_90a makes of a source in csrc/cuda.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import check, describe, read_limits
+from . import check, describe, read_limits, table
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="sass", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="sass", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("limits", type=Path)
     parser.add_argument("cubins", type=Path, nargs="+")
+    parser.add_argument("--table", action="store_true", help="in Markdown, instead of the details")
     arguments = parser.parse_args()
     report = check(arguments.cubins, read_limits(arguments.limits))
-    for figures in report.figures:
-        print(describe(figures))
+    print(table(report.figures) if arguments.table else "\n".join(map(describe, report.figures)))
     for breach in report.breaches:
         print("BREACH", breach)
     return 1 if report.breaches else 0

@@ -57,12 +57,18 @@ def moved(code: Sequence[SassInstruction], bases: Sequence[str]) -> int:
     return sum(i.width for i in code if i.base in bases)
 
 
+def narrow(code: Sequence[SassInstruction]) -> int:
+    """Accesses of device memory of less than 16 bytes."""
+    return sum(i.width < 16 for i in code if i.base in (*LOADS, *STORES))
+
+
 def main_loop(
     kernel: SassKernel, bases: Sequence[str] = (*LOADS, *STORES)
 ) -> list[SassInstruction]:
-    """The innermost loop that moves most bytes of device memory by these opcodes."""
+    """The innermost loop that moves most bytes of device memory by these opcodes; one without
+    narrow accesses where there is one, for rows that are not aligned have a loop of their own."""
     loops = kernel.innermost_loops()
-    loop = max(loops, key=lambda code: moved(code, bases), default=[])
+    loop = max(loops, key=lambda code: (not narrow(code), moved(code, bases)), default=[])
     if not moved(loop, bases):
         raise ValueError(f"{kernel.name}: no loop has any of {', '.join(bases)}")
     return loop
@@ -93,7 +99,7 @@ def measure(
         kernel.resources.shared,
         sum(i.base in SPILLS for i in kernel.code),
         pairs,
-        sum(i.width < 16 for i in loop if i.base in (*LOADS, *STORES)),
+        narrow(loop),
         moved(loop, LOADS) / pairs,
         moved(loop, STORES) / pairs,
         len(loop) / pairs,

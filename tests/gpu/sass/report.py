@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,3 +53,34 @@ def describe(figures: Figures) -> str:
             f" {roof.bytes_in_flight:.0f} bytes in flight of {roof.bytes_needed:.0f} needed"
         )
     return "\n".join(lines)
+
+
+def table(all_figures: Sequence[Figures]) -> str:
+    """A row for each kernel in Markdown, with the figures of its last target and the margins of all
+    GPUs; in bold where memory is not the bound."""
+    gpus = list(dict.fromkeys(gpu for f in all_figures for gpu in f.rooflines))
+    lines = [
+        f"| kernel | registers | bytes | instructions | EX2 | {' | '.join(gpus)} |",
+        "|---|---|---|---|---|" + "---|" * len(gpus),
+    ]
+    by_kernel: dict[str, list[Figures]] = {}
+    for figures in all_figures:
+        by_kernel.setdefault(_short_name(figures.kernel), []).append(figures)
+    for name, targets in by_kernel.items():
+        margins = {gpu: roof.margin for f in targets for gpu, roof in f.rooflines.items()}
+        cells = [f"{m:.2f}" if m >= 1.0 else f"**{m:.2f}**" for m in map(margins.get, gpus) if m]
+        last = targets[-1]
+        lines.append(
+            f"| {name} | {last.registers} | {last.loaded_bytes:g} + {last.stored_bytes:g} | "
+            f"{last.instructions:.1f} | {last.opcodes.get('MUFU.EX2', 0.0):.2f} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _short_name(mangled: str) -> str:
+    """ "fused bfloat16 63" of _ZN4bgkd12fused_kernelI13__nv_bfloat16Lj63EEEv..."""
+    found = re.match(
+        r"_ZN4bgkd\d+(\w+?)_kernelI(?:\d+__(?:nv_)?)?([a-z0-9]+?)(?:Lj(\d+)E)?E", mangled
+    )
+    return " ".join(filter(None, found.groups())) if found else mangled

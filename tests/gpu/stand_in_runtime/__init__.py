@@ -25,7 +25,10 @@ H100 = {
     8: 48 * 1024,  # MaxSharedMemoryPerBlock
     10: 32,  # WarpSize
     12: 65536,  # MaxRegistersPerBlock
+    13: 1_980_000,  # ClockRate, kHz
     16: 132,  # MultiProcessorCount
+    36: 2_619_000,  # MemoryClockRate, kHz
+    37: 5120,  # GlobalMemoryBusWidth, bits
     38: 50 * 2**20,  # L2CacheSize
     39: 2048,  # MaxThreadsPerMultiProcessor
     75: 9,  # ComputeCapabilityMajor
@@ -45,10 +48,11 @@ _COPY = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 )
 _FILL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+_ALLOCATE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
 
 
 class _Callbacks(ctypes.Structure):
-    _fields_ = (("launch", _LAUNCH), ("copy", _COPY), ("fill", _FILL))
+    _fields_ = (("launch", _LAUNCH), ("copy", _COPY), ("fill", _FILL), ("allocate", _ALLOCATE))
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ class StandInRuntime:
         self.attributes = attributes
         for which, value in attributes.items():
             self.library.stand_in_set_attribute(which, value)
-        self._callbacks = _Callbacks(_LAUNCH(self._launch), _COPY(self._copy), _FILL(self._fill))
+        self._callbacks = _Callbacks(
+            _LAUNCH(self._launch), _COPY(self._copy), _FILL(self._fill), _ALLOCATE(self._allocate)
+        )
         self.library.stand_in_set_callbacks(ctypes.byref(self._callbacks))
         self.compiler = compiler
         self.launches: list[HostLaunch] = []
@@ -114,6 +120,7 @@ class StandInRuntime:
     def using(self, device: ptx.Device, **options: Any) -> Iterator[list[HostLaunch]]:
         """Launches go to this device, with these options of Device.launch. Yields their list."""
         self._device, self._options, self.launches, self._error = device, options, [], None
+        self.library.cudaGetLastError()  # takes what earlier launches may have left
         try:
             yield self.launches
         finally:
@@ -156,6 +163,13 @@ class StandInRuntime:
         if self._device is None:
             raise RuntimeError("host code ran outside of StandInRuntime.using(device)")
         return self._device
+
+    def _allocate(self, count: int) -> int:
+        try:
+            return self._current().allocate(count, np.uint8, "cudaMalloc").address
+        except BaseException as error:
+            self._error = error
+            return 0
 
     def _fill(self, to: int, value: int, count: int) -> int:
         return self._guarded(lambda: self._fill_now(to, np.full(count, value & 255, np.uint8)))

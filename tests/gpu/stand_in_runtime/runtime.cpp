@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ struct Callbacks {
   int (*launch)(const char* name, const unsigned* sizes, size_t shared, void** args, void* stream);
   int (*copy)(void* to, const void* from, size_t count, int kind);
   int (*fill)(void* to, int value, size_t count);
+  void* (*allocate)(size_t count);  // null: no room
 };
 
 std::map<const void*, Function> functions;
@@ -202,7 +204,47 @@ const char* cudaGetErrorString(cudaError_t error) {
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  *properties = {};
+  std::strcpy(properties->name, "stand-in");
+  return note(device ? cudaErrorInvalidDevice : cudaSuccess);
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+
+// ---- events: there is no time, so each is recorded a millisecond after the one before
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = reinterpret_cast<cudaEvent_t>(new int(0));
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete reinterpret_cast<int*>(event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  static int milliseconds;
+  *reinterpret_cast<int*>(event) = ++milliseconds;
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  *milliseconds = static_cast<float>(*reinterpret_cast<int*>(end) - *reinterpret_cast<int*>(start));
+  return cudaSuccess;
+}
+
 // ---- memory
+cudaError_t cudaMalloc(void** memory, size_t count) {
+  *memory = callbacks.allocate ? callbacks.allocate(count) : nullptr;
+  return note(*memory ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+cudaError_t cudaFree(void*) { return cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
+  *available = *total = size_t{1} << 28;  // ptx.Device's
+  return cudaSuccess;
+}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t count, cudaMemcpyKind kind,
                             cudaStream_t) {
   return note(callbacks.copy ? callbacks.copy(to, from, count, kind) : cudaErrorNoDevice);

@@ -108,6 +108,11 @@ def dense_formula(workspace: Path, objective: ObjectiveConfig) -> None:
         )
         ours, _, report = run_hook(model, loss, inputs)
         our_gradients = gradients(model)
+        loss.gradient_in_forward = True
+        in_forward, _, report_in_forward = run_hook(model, loss, inputs)
+        torch.testing.assert_close(in_forward, ours, rtol=1e-5, atol=1e-6)
+        assert_same_gradients(gradients(model), our_gradients)
+        torch.testing.assert_close(report_in_forward, report, rtol=1e-5, atol=1e-5)
         model.zero_grad()
         z, t = (
             gather_from_tensor_model_parallel_region(

@@ -23,6 +23,7 @@ def main(workspace: Path) -> None:
     parallel.init_distributed()
     cpu_compat.install()
     torch.set_num_threads(1)
+    import checks_damage
     import checks_data
     import checks_faults
     import checks_loss
@@ -34,7 +35,8 @@ def main(workspace: Path) -> None:
     if world_size == 1:
         world.create(workspace)
     results = {}
-    for module in (checks_data, checks_model, checks_loss, checks_run, checks_faults):
+    modules = (checks_data, checks_model, checks_loss, checks_run, checks_faults, checks_damage)
+    for module in modules:
         for name, check in module.checks(world_size).items():
             results[name] = _run(check, workspace)
     if dist.get_rank() == 0:

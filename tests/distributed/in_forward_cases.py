@@ -1,0 +1,52 @@
+"""The gradient in forward, on chunks of tokens, under tensor parallelism."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from communication_cases import count_collectives
+from launch import Case
+from sharded_problem import Problem
+from torch import Tensor
+from vocab_inputs import computed
+
+from bgkd_megatron.loss import hybrid_loss
+from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
+from bgkd_megatron.vocab_shard import VocabShard
+
+
+def gradient_in_forward(group: dist.ProcessGroup, vocab_size: int, dtype: torch.dtype) -> None:
+    """For every size of the chunks the losses and gradients of the gradient in backward."""
+    problem = Problem.random(9, vocab_size, dtype)
+    shard = VocabShard.even(vocab_size, -(-vocab_size // group.size()), group)
+    objective = HybridObjective(ObjectiveConfig(), vocab_size)
+    scale = torch.linspace(0.0, 2.0, 9)
+
+    def solve(**options: Any) -> tuple[list[Tensor], Tensor]:
+        leaf = problem.columns(problem.student, shard).requires_grad_()
+        teacher = problem.columns(problem.teacher, shard)
+        losses, stats = hybrid_loss(
+            leaf * 1.0, teacher, problem.labels, objective, shard=shard, **options
+        )
+        (gradient,) = torch.autograd.grad(losses.loss @ scale, leaf)
+        return [*losses, *computed(stats).values()], gradient
+
+    values, gradient = solve()
+    rtol = max(2 * torch.finfo(dtype).eps, 1e-5)
+    for tokens, chunks in ((None, 1), (1, 9), (4, 3), (9, 1), (100, 1)):
+        with count_collectives({"gloo:all_gather": chunks}):
+            same, same_gradient = solve(gradient_in_forward=True, tokens_per_chunk=tokens)
+        torch.testing.assert_close(same, [v.detach() for v in values], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(same_gradient, gradient, rtol=rtol, atol=1e-6)
+    solve(gradient_in_forward=True, tokens_per_chunk=4, check_ranks=True)
+
+
+CASES: dict[str, Case] = {
+    "gradient_in_forward": partial(gradient_in_forward, vocab_size=1200, dtype=torch.float32),
+    "gradient_in_forward_padded": partial(
+        gradient_in_forward, vocab_size=1009, dtype=torch.bfloat16
+    ),
+}

@@ -1,0 +1,145 @@
+"""fused_loss on the executor: losses, statistics and gradient against dense formulas in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from vocab_kernels.build import OTHER_ARCHITECTURES
+from vocab_kernels.checks import assert_clean, assert_gradient, assert_within
+from vocab_kernels.contract import (
+    FP16,
+    FP32,
+    LOGIT_TYPES,
+    Feature,
+    LogitType,
+    SoftWeight,
+    stat_rows,
+)
+from vocab_kernels.headers import FUSED_INSTANCES, fused_kernel
+from vocab_kernels.launchers import Launchers
+from vocab_kernels.objectives import OBJECTIVES, REVERSE, Evaluated, Objective
+from vocab_kernels.problem import IGNORED, Layout, Problem
+from vocab_kernels.rows import (
+    FINITE,
+    Pattern,
+    ordinary,
+    student_holes,
+    student_nan,
+    student_overflow,
+    teacher_holes,
+    teacher_nan,
+)
+from vocab_kernels.shapes import shapes
+
+# (shape, size of the cluster, in place, padding)
+CASES = [
+    ("one column", 1, True, 0),
+    ("part of a vector", 2, False, 3),  # a block without columns
+    ("whole rounds", 2, True, 0),
+    ("rounds and a tail", 2, False, 5),
+    ("misaligned", 1, True, 3),
+    ("three warps, three parts", 4, True, 3),
+    ("three warps, three parts", 8, False, 0),  # blocks without columns at the end
+]
+dtypes = pytest.mark.parametrize("dtype", LOGIT_TYPES, ids=lambda d: d.name)
+instances = pytest.mark.parametrize("instance", FUSED_INSTANCES, ids=int)
+
+
+def most_of(instance: Feature) -> Objective:
+    """An objective that needs what the instance has."""
+    weight = SoftWeight.TSALLIS if Feature.POWER in instance else SoftWeight.SHANNON
+    return Objective(REVERSE, weight, softened=Feature.SOFTENED in instance)
+
+
+def problem(dtype: LogitType, columns: int, objective: Objective) -> Problem:
+    """A ruled out token makes the other divergence infinite; this objective's must stay finite."""
+    holes: Pattern = student_holes if objective.soft == REVERSE else teacher_holes
+    patterns = [*FINITE, holes, ordinary]
+    return Problem(dtype, columns, patterns, [0.0, 1.0, *[0.5] * (len(patterns) - 3), IGNORED])
+
+
+def check(
+    launchers: Launchers, p: Problem, objective: Objective, layout: Layout,
+    instance: Feature | None = None, **options: Any,
+) -> None:  # fmt: skip
+    """instance: all its statistics are asked for, whether or not the objective needs them."""
+    features = instance or objective.features
+    outcome = launchers.fused_loss(p, objective, layout, features=features, **options)
+    assert_clean(outcome)
+    if instance:
+        assert fused_kernel(p.dtype, instance) in outcome.launches[0].kernel
+    exact, stats = Evaluated(objective, p.model), p.model.finished()
+    for name, got in zip(stat_rows(features), outcome.global_stats, strict=True):
+        assert_within(stats[name], got, name, p.patterns)
+    for k, name in enumerate(("loss", "hard", "soft", "weight")):
+        assert_within(exact.losses[k], outcome.losses[k], name, p.patterns)
+    assert_gradient(exact.gradient, outcome, p.dtype, p.patterns)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@dtypes
+def test_objectives(launchers: Launchers, dtype: LogitType, objective: Objective) -> None:
+    p = problem(dtype, 130 * dtype.vector + 3, objective)
+    check(launchers, p, objective, Layout(32, 2), padding=2, noise=1.0)
+
+
+@pytest.mark.parametrize(("name", "cluster", "in_place", "padding"), CASES)
+@dtypes
+def test_shapes(
+    launchers: Launchers, dtype: LogitType, name: str, cluster: int, in_place: bool, padding: int
+) -> None:
+    objective, shape = OBJECTIVES["forward"], shapes(dtype)[name]
+    p = problem(dtype, shape.columns, objective)
+    layout = replace(shape.layout, parts=cluster)
+    check(launchers, p, objective, layout, in_place=in_place, padding=padding)
+
+
+@instances
+@dtypes
+def test_any_schedule(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
+    objective = most_of(instance)
+    p = problem(dtype, 130 * dtype.vector + 3, objective)
+    p = replace(p, patterns=[ordinary, p.patterns[-2], ordinary], labels=[0.0, 0.5, IGNORED])
+    check(launchers, p, objective, Layout(64, 2), instance, seed=1, noise=1.0)
+
+
+def test_no_labels(launchers: Launchers) -> None:
+    """The teacher's argmax as the hard label: every row counts."""
+    objective = OBJECTIVES["reverse shannon argmax"]
+    p = replace(problem(FP16, 300, objective), labels=None)
+    check(launchers, p, objective, Layout(32, 2))
+
+
+@pytest.mark.parametrize("arch", OTHER_ARCHITECTURES)
+@instances
+@dtypes
+def test_other_architectures(
+    launchers: Launchers, dtype: LogitType, instance: Feature, arch: str
+) -> None:
+    """sm_80 has no clusters: a block takes the whole row."""
+    shape, objective = shapes(dtype)["three warps, three parts"], most_of(instance)
+    layout = replace(shape.layout, parts=1 if arch == "sm_80" else 4)
+    p = problem(dtype, shape.columns, objective)
+    with launchers.on(arch, fused_kernel(dtype, instance)):
+        check(launchers, p, objective, layout, instance)
+
+
+def test_wrong_label_shows(launchers: Launchers) -> None:
+    """The host cannot look at labels without waiting: the loss of a wrong one is NaN."""
+    p = Problem(FP32, 100, [ordinary] * 3, [0.5, 100, -1])
+    outcome = launchers.fused_loss(p, OBJECTIVES["forward"])
+    assert_clean(outcome)
+    assert np.isnan(outcome.losses[0]).tolist() == [False, True, True]
+
+
+@instances
+def test_nan_shows(launchers: Launchers, instance: Feature) -> None:
+    """A logit that is no number: no loss, and no gradient."""
+    p = Problem(FP16, 100, [student_nan, teacher_nan, student_overflow, ordinary])
+    outcome = launchers.fused_loss(p, most_of(instance), features=instance)
+    assert_clean(outcome)
+    assert np.isnan(outcome.losses[0]).tolist() == [True, True, True, False]
+    assert np.isnan(outcome.result).any(1).tolist() == [True, True, True, False]

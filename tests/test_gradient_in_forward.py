@@ -1,0 +1,270 @@
+"""hybrid_loss with gradient_in_forward == hybrid_loss without, and what it promises besides."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from objective_cases import WEIGHTING_CASES
+from torch import Tensor
+from vocab_inputs import computed, make_labels, make_logits
+
+from bgkd_megatron import ops
+from bgkd_megatron.loss import hybrid_loss
+from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, Weighting
+from bgkd_megatron.statistics import Feature, VocabStats
+from bgkd_megatron.vocab_shard import VocabShard
+
+VOCAB, COLUMNS = 1000, 1024
+SHARD = VocabShard.even(VOCAB, COLUMNS)
+OBJECTIVES = [
+    ObjectiveConfig(soft=soft, hard_label=hard_label, temperature=temperature, **weighting)
+    for soft, hard_label, temperature, weighting in itertools.product(
+        ("forward_kl", "reverse_kl"),
+        ("data", "teacher_argmax"),
+        (1.0, 2.0),
+        WEIGHTING_CASES.values(),
+    )
+]
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Of 9 tokens, some of them ignored, with padded columns that must not be read."""
+    student, teacher = (make_logits(9, COLUMNS, seed, dtype=dtype) for seed in (0, 1))
+    student[:, VOCAB:] = teacher[:, VOCAB:] = math.nan
+    return student, teacher, make_labels(9, VOCAB, seed=2)
+
+
+def solve(
+    objective: HybridObjective, dtype: torch.dtype, upstream: Tensor, **options: Any
+) -> tuple[Any, VocabStats, Tensor]:
+    student, teacher, labels = inputs(dtype)
+    leaf = student.requires_grad_()
+    losses, stats = hybrid_loss(
+        leaf * 1.0,
+        teacher if objective.config.needs_teacher else None,
+        labels,
+        objective,
+        shard=SHARD,
+        progress=0.1,
+        **options,
+    )
+    losses.loss.backward(upstream)
+    assert leaf.grad is not None
+    return losses, stats, leaf.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", OBJECTIVES, ids=str)
+def test_equals_the_gradient_in_backward(config: ObjectiveConfig, dtype: torch.dtype) -> None:
+    objective = HybridObjective(config, VOCAB)
+    assert (objective.named(0.1) is None) == (not config.has_soft_term)
+    upstream = torch.tensor([1.0, 1.0, 0.5, 0.0, -2.0, 1.0, 3.0, 0.1, 1.0])
+    expected, expected_stats, expected_gradient = solve(objective, dtype, upstream)
+    losses, stats, gradient = solve(objective, dtype, upstream, gradient_in_forward=True)
+    for name, value, other in zip(losses._fields, losses, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6, msg=name)
+    for name, value in computed(stats).items():
+        torch.testing.assert_close(value, expected_stats.require(name).detach(), rtol=0, atol=0)
+    # Rounded twice, before and after the multiplication.
+    rtol = max(2 * torch.finfo(dtype).eps, 1e-5)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=1e-6)
+
+
+def run(objective: HybridObjective | None = None, **options: Any) -> tuple[Any, VocabStats, Tensor]:
+    """Losses, statistics, and the student's logits that were passed."""
+    student, teacher, labels = inputs(options.pop("dtype", torch.float32))
+    logits = student.requires_grad_() * 1.0
+    objective = objective or HybridObjective(ObjectiveConfig(), VOCAB)
+    losses, stats = hybrid_loss(
+        logits,
+        teacher if Feature.TEACHER in objective.features else None,
+        labels,
+        objective,
+        shard=SHARD,
+        **{"gradient_in_forward": True, **options},
+    )
+    return losses, stats, logits
+
+
+def test_the_gradient_is_there_at_once_and_nothing_is_allocated() -> None:
+    losses, _, logits = run()
+    assert logits.detach()[:, VOCAB:].eq(0).all()
+    before = logits.detach().clone()
+    (gradient,) = torch.autograd.grad(losses.loss.sum(), logits)
+    assert gradient.data_ptr() == logits.data_ptr()
+    assert gradient.equal(before)
+
+
+def test_only_the_loss_has_a_gradient() -> None:
+    losses, stats, _ = run()
+    assert losses.loss.requires_grad
+    assert not any(value.requires_grad for value in losses[1:])
+    assert not any(value.requires_grad for value in computed(stats).values())
+
+
+def test_a_loss_of_weight_zero_has_no_gradient_be_it_not_finite() -> None:
+    student, teacher, labels = inputs()
+    student[0, 3] = math.nan
+    logits = student.requires_grad_() * 1.0
+    objective = HybridObjective(ObjectiveConfig(), VOCAB)
+    losses, _ = hybrid_loss(
+        logits, teacher, labels, objective, shard=SHARD, gradient_in_forward=True
+    )
+    assert losses.loss[0].isnan()
+    (gradient,) = torch.autograd.grad(losses.loss[1:].sum(), logits)
+    assert gradient[0].eq(0).all()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "dtype"),
+    [
+        (
+            HybridObjective(ObjectiveConfig(weighting="static", soft_weight=0.0), VOCAB),
+            torch.float32,
+        ),
+        (
+            HybridObjective(
+                ObjectiveConfig(),
+                VOCAB,
+                Weighting(Feature(0), lambda stats, _: torch.full_like(stats.student_lse, 0.3)),
+            ),
+            torch.float32,
+        ),
+        (HybridObjective(ObjectiveConfig(), VOCAB), torch.float16),
+    ],
+    ids=["no soft term", "own weighting", "float16"],
+)
+def test_else_the_gradient_comes_in_backward(
+    objective: HybridObjective, dtype: torch.dtype
+) -> None:
+    losses, _, logits = run(objective, dtype=dtype)
+    assert logits.detach()[:, VOCAB:].isnan().all()
+    (gradient,) = torch.autograd.grad(losses.loss.sum(), logits)
+    assert gradient.data_ptr() == logits.data_ptr()
+
+
+def test_without_a_gradient_the_logits_stay() -> None:
+    with torch.no_grad():
+        _, _, logits = run()
+    assert logits[:, VOCAB:].isnan().all()
+
+
+def test_a_second_backward_is_refused() -> None:
+    losses, _, _ = run()
+    losses.loss.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.loss.sum().backward()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    losses, _, logits = run()
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(losses.loss.sum(), logits, create_graph=True)
+
+
+def test_whoever_saved_the_logits_is_told() -> None:
+    student, teacher, labels = inputs()
+    logits = student.requires_grad_() * 1.0
+    other = logits.square().sum()
+    hybrid_loss(
+        logits,
+        teacher,
+        labels,
+        HybridObjective(ObjectiveConfig(), VOCAB),
+        shard=SHARD,
+        gradient_in_forward=True,
+    )
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": None}, "teacher_logits and the TEACHER feature go together"),
+        ({"labels": torch.full((9,), VOCAB)}, f"{VOCAB} is outside the vocabulary"),
+        ({"labels": None}, "LABEL feature needs labels|reads features"),
+        ({"tokens_per_chunk": 0}, "tokens_per_chunk must be at least 1, got 0"),
+        ({"leaf": True}, "are a leaf tensor"),
+        ({"progress": 1.5}, r"progress must be in \[0, 1\]"),
+        ({"vocab": VOCAB + 1}, "the objective is of a vocabulary"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_refuses_before_anything_is_changed(change: dict[str, Any], message: str) -> None:
+    student, teacher, labels = inputs()
+    student.requires_grad_()
+    logits = student if change.get("leaf") else student * 1.0
+    before = logits.detach().clone()
+    arguments = {"teacher": teacher, "labels": labels} | change
+    options = {k: change[k] for k in ("tokens_per_chunk", "progress") if k in change}
+    with pytest.raises(ValueError, match=message):
+        hybrid_loss(
+            logits,
+            arguments["teacher"],
+            arguments["labels"],
+            HybridObjective(ObjectiveConfig(), change.get("vocab", VOCAB)),
+            shard=SHARD,
+            gradient_in_forward=True,
+            **options,
+        )
+    torch.testing.assert_close(logits.detach(), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_no_tokens() -> None:
+    empty = torch.empty(0, COLUMNS, requires_grad=True)
+    losses, _ = hybrid_loss(
+        empty * 1.0,
+        torch.empty(0, COLUMNS),
+        torch.empty(0, dtype=torch.int64),
+        HybridObjective(ObjectiveConfig(), VOCAB),
+        shard=SHARD,
+        gradient_in_forward=True,
+    )
+    losses.loss.sum().backward()
+    assert empty.grad is not None
+    assert empty.grad.shape == (0, COLUMNS)
+
+
+# ---- the operators
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", [1, 31, 1003])
+def test_scale_rows(dtype: torch.dtype, columns: int) -> None:
+    memory = make_logits(6, columns + 3, seed=0, dtype=dtype)
+    rows, slack = memory[:, :columns], memory[:, columns:].clone()
+    rows[3] = math.inf
+    scale = torch.tensor([1.0, 0.5, -3.0, 0.0, 1e-3, 1.0])
+    expected = (rows.float() * scale[:, None]).to(dtype)
+    expected[3] = 0
+    ops.scale_rows_(rows, scale)
+    assert rows.equal(expected)
+    assert memory[:, columns:].equal(slack)
+
+
+def test_opcheck() -> None:
+    student, teacher, labels = inputs()
+    options = (0b111, 1.0, 1.0, -100)
+    partial = ops.vocab_stats(student, teacher, labels, VOCAB, 0, *options)
+    torch.library.opcheck(
+        ops.merge_loss, (partial[None], labels, *options, 1, False, 0, 0.5, 0.0, 0)
+    )
+    torch.library.opcheck(ops.scale_rows_, (make_logits(9, 20, seed=3), torch.rand(9)))
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        (torch.ones(5), ValueError, r"scale must be a contiguous \[6\], got shape \[5\]"),
+        (torch.ones(6).double(), TypeError, "scale must be float32, got Double"),
+    ],
+)
+def test_scale_rows_refuses(scale: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^scale_rows_: {message}"):
+        ops.scale_rows_(torch.ones(6, 4), scale)
