@@ -40,9 +40,11 @@ def losses_with_gradient(
     ValueError for a chunk without tokens, before anything is changed.
     """
     vocab_arguments.check(arguments)
-    vocab_arguments.check_labels(arguments)
-    if tokens_per_chunk is not None and tokens_per_chunk < 1:
-        raise ValueError(f"tokens_per_chunk must be at least 1, got {tokens_per_chunk}")
+    vocab_arguments.check_whole(arguments)
+    if tokens_per_chunk is not None and not (
+        type(tokens_per_chunk) is int and tokens_per_chunk >= 1
+    ):
+        raise ValueError(f"tokens_per_chunk must be an int, at least 1, got {tokens_per_chunk!r}")
     student_logits, teacher_logits, labels, options = arguments
     grad = student_logits.detach()
     if options.shard.tp_size == 1:
@@ -63,29 +65,39 @@ def losses_with_gradient(
         global_stats, losses = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     # Anyone else who saved these logits for a backward of their own must hear of it.
     torch.autograd.graph.increment_version(student_logits)
+    stats = named(global_stats, arguments)
     loss, *rest = losses.unbind(0)
-    token_losses = TokenLosses(_GradientIsThere.apply(loss, student_logits, grad), *rest)
-    return token_losses, named(global_stats, arguments)
+    loss = _GradientIsThere.apply(loss, student_logits, grad, stats.valid)
+    return TokenLosses(loss, *rest), stats
 
 
 class _GradientIsThere(torch.autograd.Function):
     """Losses [N] whose gradient with respect to the logits, [N, V_local], is `grad`."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, student_logits: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)  # a change of it until backward, or a second one, is an error
+    def forward(
+        ctx: Any, loss: Tensor, student_logits: Tensor, grad: Tensor, valid: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(grad, valid)  # a change of grad until backward is an error
+        ctx.is_spent = False
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None, None]:
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "hybrid_loss has no second derivative: call backward() without create_graph=True"
             )
-        (grad,) = ctx.saved_tensors
-        ops.scale_rows_(grad, upstream.contiguous())
+        if ctx.is_spent:
+            raise RuntimeError(
+                "hybrid_loss: with gradient_in_forward there is one backward, and it has been"
+            )
+        ctx.is_spent = True
+        grad, valid = ctx.saved_tensors
+        # Rows that are not valid are 0 and stay so, be the gradient of their loss inf or NaN.
+        ops.scale_rows_(grad, torch.where(valid, upstream, 1.0))
         torch.autograd.graph.increment_version(grad)
-        return None, grad, None
+        return None, grad, None, None
 
 
 def _chunks(arguments: StatsArguments, tokens_per_chunk: int | None) -> Iterator[StatsArguments]:

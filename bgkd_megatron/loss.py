@@ -8,6 +8,7 @@ from torch import Tensor
 from bgkd_megatron import rank_check, vocab_arguments
 from bgkd_megatron.gradient_in_forward import losses_with_gradient
 from bgkd_megatron.objectives import HybridObjective, TokenLosses
+from bgkd_megatron.objectives.named import NamedObjective
 from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_arguments import StatsArguments, StatsOptions
 from bgkd_megatron.vocab_shard import VocabShard
@@ -35,8 +36,9 @@ def hybrid_loss(
     (schedules). Nothing is averaged: sum `losses.loss` and divide by the global number of valid
     tokens.
     gradient_in_forward: the gradient overwrites the student's logits already here, so that they are
-        read once where a row stays on the chip; nobody may read them afterwards, and only
-        `losses.loss` has a gradient. What the kernels cannot evaluate (a weighting of your own, no
+        read once where a row stays on the chip; nobody may read them afterwards (an activation
+        checkpoint around the loss must hold the output layer, too), and only `losses.loss` has
+        a gradient, for one backward. What the kernels cannot evaluate (a weighting of your own, no
         soft term), float16, whose small gradients need the scale that comes in backward, and
         torch.compile take inplace_backward instead.
     tokens_per_chunk: with gradient_in_forward and tensor parallelism, so many tokens at a time, one
@@ -59,28 +61,30 @@ def hybrid_loss(
     )
     arguments = StatsArguments(student_logits, teacher_logits, labels, options)
 
-    def local() -> Tensor:
-        _check_vocabulary(objective, shard)
-        return local_stats(arguments)
+    group = shard.tp_group if check_ranks else None
 
-    def facts(_: Tensor) -> dict[str, object]:
+    def local() -> tuple[NamedObjective | None, Tensor | None]:
+        """What the kernels evaluate, if they do; partial statistics where they are needed."""
+        _check_vocabulary(objective, shard)
+        named = None
+        if gradient_in_forward and _is_possible(student_logits):
+            named = objective.named(progress)
+        refuse_all = group is not None  # what the operators refuse is to be heard of by all ranks
+        return named, local_stats(arguments) if named is None or refuse_all else None
+
+    def facts(of: tuple[NamedObjective | None, Tensor | None]) -> dict[str, object]:
         own = {
             "objective": objective.config,
             "progress": float(progress),
+            "gradient_in_forward, as possible": of[0] is not None,
             "tokens_per_chunk": tokens_per_chunk,
         }
         return own | vocab_arguments.facts(arguments)
 
-    group = shard.tp_group if check_ranks else None
-    named = None
-    if gradient_in_forward and _is_possible(student_logits):
-        named = objective.named(progress)
+    named, partial = rank_check.agreed("hybrid_loss", local, facts, group)
     if named is not None:
-        if group is not None:
-            rank_check.agreed("hybrid_loss", local, facts, group)
-        _check_vocabulary(objective, shard)
         return losses_with_gradient(arguments, named, tokens_per_chunk)
-    partial = rank_check.agreed("hybrid_loss", local, facts, group)
+    assert partial is not None
     stats = merged_stats(partial, arguments)
     losses = rank_check.agreed(
         "hybrid_loss",

@@ -93,12 +93,16 @@ def check(arguments: StatsArguments) -> None:
         _check_inplace(student_logits, teacher_logits)
 
 
-def check_labels(arguments: StatsArguments) -> None:
-    """Raises ValueError for a label outside the vocabulary, on the CPU.
-
-    The operators do so, too, but each only for the rows it gets.
-    """
-    labels, options = arguments.labels, arguments.options
+def check_whole(arguments: StatsArguments) -> None:
+    """Raises ValueError for another number of rows, and on the CPU for a label outside the
+    vocabulary: what the operators would not see, or too late, when each gets some rows only."""
+    student_logits, teacher_logits, labels, options = arguments
+    for name, other in (("teacher_logits", teacher_logits), ("labels", labels)):
+        if other is not None and other.shape[:1] != student_logits.shape[:1]:
+            raise ValueError(
+                f"vocab_stats: {name} must have the student's {student_logits.shape[0]} rows, got "
+                f"shape {list(other.shape)}"
+            )
     if labels is None or labels.device.type != "cpu":
         return
     outside = (labels < 0) | (labels >= options.shard.vocab_size)

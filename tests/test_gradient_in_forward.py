@@ -14,7 +14,7 @@ from vocab_inputs import computed, make_labels, make_logits
 
 from bgkd_megatron import ops
 from bgkd_megatron.loss import hybrid_loss
-from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, Weighting
+from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, TokenLosses, Weighting
 from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_shard import VocabShard
 
@@ -157,8 +157,30 @@ def test_without_a_gradient_the_logits_stay() -> None:
 def test_a_second_backward_is_refused() -> None:
     losses, _, _ = run()
     losses.loss.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="gradient_in_forward there is one backward"):
         losses.loss.sum().backward()
+
+
+def test_nothing_to_learn_has_no_gradient_be_its_mean_nan() -> None:
+    student, teacher, _ = inputs()
+    logits = student.requires_grad_() * 1.0
+    objective = HybridObjective(ObjectiveConfig(), VOCAB)
+    losses, stats = hybrid_loss(
+        logits, teacher, torch.full((9,), -100), objective, shard=SHARD, gradient_in_forward=True
+    )
+    (gradient,) = torch.autograd.grad(losses.loss.sum() / stats.valid.sum(), logits)
+    assert gradient.eq(0).all()
+
+
+def test_a_class_of_your_own_is_asked() -> None:
+    class Tenfold(HybridObjective):
+        def __call__(self, stats: VocabStats, progress: float = 0.0) -> TokenLosses:
+            losses = super().__call__(stats, progress)
+            return losses._replace(loss=10 * losses.loss)
+
+    expected, _, _ = run()
+    losses, _, _ = run(Tenfold(ObjectiveConfig(), VOCAB))
+    torch.testing.assert_close(losses.loss, 10 * expected.loss)
 
 
 def test_a_second_derivative_is_refused() -> None:
@@ -189,7 +211,10 @@ def test_whoever_saved_the_logits_is_told() -> None:
         ({"teacher": None}, "teacher_logits and the TEACHER feature go together"),
         ({"labels": torch.full((9,), VOCAB)}, f"{VOCAB} is outside the vocabulary"),
         ({"labels": None}, "LABEL feature needs labels|reads features"),
-        ({"tokens_per_chunk": 0}, "tokens_per_chunk must be at least 1, got 0"),
+        ({"tokens_per_chunk": 0}, "tokens_per_chunk must be an int, at least 1, got 0"),
+        ({"tokens_per_chunk": 2.5}, "tokens_per_chunk must be an int, at least 1, got 2.5"),
+        ({"teacher": torch.zeros(12, COLUMNS)}, "teacher_logits must have the student's 9 rows"),
+        ({"labels": torch.zeros(12).long()}, "labels must have the student's 9 rows"),
         ({"leaf": True}, "are a leaf tensor"),
         ({"progress": 1.5}, r"progress must be in \[0, 1\]"),
         ({"vocab": VOCAB + 1}, "the objective is of a vocabulary"),

@@ -1,7 +1,8 @@
 """One run per folder: two that save to one place would overwrite each other's checkpoints and logs.
 
-The lock is the system's own (flock): it ends with the process that holds it, however that ends, and
-so it also tells of ranks that have outlived their launcher.  Free of torch and Megatron.
+The lock is the system's own (flock): it ends with the process that holds it, however that ends (and
+with those that it has forked), and so it also tells of a rank that has outlived its launcher.  Free
+of torch and Megatron.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from bgkd_megatron.megatron.errors import ConfigError
 
 __all__ = ["lock_folders"]
 
-_NAME = "lock"
+_NAME = ".bgkd_megatron.lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def lock_folders(folders: Mapping[str, Path]) -> ExitStack:
-    """Take FOLDER/lock of each folder for this process, until the returned stack is closed.
+    """Take the lock file in each folder for this process, until the returned stack is closed.
 
     folders: by the name of their setting; one may be given twice.  Only one process of a run may
     ask.  On a file system without locks nothing is taken.  Raises ConfigError when another process
@@ -42,9 +43,11 @@ def lock_folders(folders: Mapping[str, Path]) -> ExitStack:
 def _lock(setting: str, folder: Path) -> IO[str]:
     path = folder / _NAME
     try:
-        file = path.open("a+")
+        file = path.open("a+", errors="replace")
     except OSError as error:
-        raise ConfigError(f"{setting}: {path} cannot be opened ({error.strerror})") from error
+        raise ConfigError(
+            f"{setting}: {path} cannot be opened ({error.strerror or error})"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -56,7 +59,10 @@ def _lock(setting: str, folder: Path) -> IO[str]:
         raise ConfigError(
             f"{setting}: {folder} is in use by {holder}: end that run, or choose another folder"
         ) from error
-    file.truncate(0)  # what is left of the last run
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    try:
+        file.truncate(0)  # what is left of the last run
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    except OSError as error:
+        raise ConfigError(f"{setting}: cannot write to {path} ({error.strerror})") from error
     return file

@@ -70,8 +70,9 @@ class HybridObjective:
 
     def named(self, progress: float) -> NamedObjective | None:
         """What the kernels need to evaluate the objective; None where they cannot: a weighting of
-        your own, or no soft term."""
-        if self._is_own or self._divergence is None:
+        your own, no soft term, or a class that computes otherwise."""
+        is_other = type(self).__call__ is not HybridObjective.__call__
+        if is_other or self._is_own or self._divergence is None:
             return None
         return named_objective(self.config, self.vocab_size, _checked_progress(progress))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from communication_cases import count_collectives
@@ -44,7 +45,32 @@ def gradient_in_forward(group: dist.ProcessGroup, vocab_size: int, dtype: torch.
     solve(gradient_in_forward=True, tokens_per_chunk=4, check_ranks=True)
 
 
+def ranks_that_take_different_ways_are_named(group: dist.ProcessGroup) -> None:
+    """And a refusal of one rank is told to all, whichever way they take."""
+    problem = Problem.random(9, 1200)
+    shard = VocabShard.even(1200, 1200 // group.size(), group)
+    is_first = group.rank() == 0
+
+    def call(in_forward: bool, progress: float) -> None:
+        hybrid_loss(
+            problem.columns(problem.student, shard).requires_grad_() * 1.0,
+            problem.columns(problem.teacher, shard),
+            problem.labels,
+            HybridObjective(ObjectiveConfig(), 1200),
+            shard=shard,
+            progress=progress,
+            gradient_in_forward=in_forward,
+            check_ranks=True,
+        )
+
+    with pytest.raises(ValueError, match=r"differ in gradient_in_forward, as possible \(True on"):
+        call(is_first, 0.5)
+    with pytest.raises(ValueError, match=r"progress must be in \[0, 1\]"):
+        call(True, 0.5 if is_first else 1.5)
+
+
 CASES: dict[str, Case] = {
+    "ranks_that_take_different_ways_are_named": ranks_that_take_different_ways_are_named,
     "gradient_in_forward": partial(gradient_in_forward, vocab_size=1200, dtype=torch.float32),
     "gradient_in_forward_padded": partial(
         gradient_in_forward, vocab_size=1009, dtype=torch.bfloat16

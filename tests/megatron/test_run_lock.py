@@ -26,6 +26,14 @@ def test_the_second_is_told_who_holds_the_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_holder_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / ".bgkd_megatron.lock").write_bytes(b"\xff\n")
+    with (tmp_path / ".bgkd_megatron.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is in use by \N{REPLACEMENT CHARACTER}: end"):
+            lock_folders({"logging.dir": tmp_path})
+
+
 def test_one_folder_for_both(tmp_path: Path) -> None:
     (tmp_path / "other name").symlink_to(tmp_path)
     with lock_folders({"checkpoint.dir": tmp_path, "logging.dir": tmp_path / "other name"}):
@@ -64,12 +72,15 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lock").mkdir()
-    with pytest.raises(
-        ConfigError, match=r"logging\.dir: .*lock cannot be opened \(Is a directory"
-    ):
+    lock = tmp_path / ".bgkd_megatron.lock"
+    lock.mkdir()
+    with pytest.raises(ConfigError, match=r"logging\.dir: .*cannot be opened \(Is a directory"):
         lock_folders({"logging.dir": tmp_path})
-    (tmp_path / "lock").rmdir()
+    lock.rmdir()
+    lock.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"logging\.dir: cannot write to .*lock"):
+        lock_folders({"logging.dir": tmp_path})
+    lock.unlink()
 
     def unsupported(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
