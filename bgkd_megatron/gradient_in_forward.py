@@ -53,10 +53,7 @@ def losses_with_gradient(
             teacher_logits,
             labels,
             options.shard.vocab_size,
-            options.features,
-            options.temperature,
-            options.power_exponent,
-            options.ignore_index,
+            *options.of_merge,
             *objective,
         )
     else:
@@ -135,25 +132,10 @@ class _Gathering(NamedTuple):
         student_logits, teacher_logits, labels, options = self.arguments
         self.work.wait()  # on a GPU only the stream waits
         global_stats, losses, upstream = ops.merge_loss(
-            self.gathered,
-            labels,
-            options.features,
-            options.temperature,
-            options.power_exponent,
-            options.ignore_index,
-            *objective,
+            self.gathered, labels, *options.of_merge, *objective
         )
         ops.vocab_stats_backward_(
-            student_logits,
-            global_stats,
-            upstream,
-            teacher_logits,
-            labels,
-            options.shard.vocab_size,
-            options.shard.start,
-            options.features,
-            options.temperature,
-            options.ignore_index,
+            student_logits, global_stats, upstream, teacher_logits, labels, *options.of_gradient
         )
         return global_stats, losses
 

@@ -34,6 +34,17 @@ class StatsOptions:
         if not isinstance(self.shard, VocabShard):
             raise TypeError(f"shard must be a VocabShard, got {type(self.shard).__name__}")
 
+    @property
+    def of_merge(self) -> tuple[int, float, float, int]:
+        """As the operators that merge take them, after the labels."""
+        return self.features, self.temperature, self.power_exponent, self.ignore_index
+
+    @property
+    def of_gradient(self) -> tuple[int, int, int, float, int]:
+        """As the operators of the gradient take them, after the labels."""
+        shard = self.shard
+        return shard.vocab_size, shard.start, self.features, self.temperature, self.ignore_index
+
 
 class StatsArguments(NamedTuple):
     """As described at `vocab_stats`."""

@@ -111,10 +111,7 @@ def local_stats(arguments: StatsArguments) -> Tensor:
         labels,
         options.shard.vocab_size,
         options.shard.start,
-        options.features,
-        options.temperature,
-        options.power_exponent,
-        options.ignore_index,
+        *options.of_merge,
     )
 
 
@@ -135,14 +132,7 @@ def gathered(local: Tensor, shard: VocabShard) -> Tensor:
 
 def merged(partial: Tensor, labels: Tensor | None, options: StatsOptions) -> Tensor:
     """Global statistics [rows, N] float32, the rows of `ops.stat_names`. No autograd."""
-    return ops.merge_stats(
-        gathered(partial, options.shard),
-        labels,
-        options.features,
-        options.temperature,
-        options.power_exponent,
-        options.ignore_index,
-    )
+    return ops.merge_stats(gathered(partial, options.shard), labels, *options.of_merge)
 
 
 def named(global_stats: Tensor, arguments: StatsArguments) -> VocabStats:
@@ -199,15 +189,7 @@ class _GlobalStats(torch.autograd.Function):
         student_logits, teacher_logits, labels, global_stats = ctx.saved_tensors
         options: StatsOptions = ctx.options
         tensors = (global_stats, upstream.contiguous())
-        rest = (
-            teacher_logits,
-            labels,
-            options.shard.vocab_size,
-            options.shard.start,
-            options.features,
-            options.temperature,
-            options.ignore_index,
-        )
+        rest = (teacher_logits, labels, *options.of_gradient)
         grad = written_gradient(
             student_logits,
             options,
