@@ -161,6 +161,7 @@ class _StatsAndFdiv(torch.autograd.Function):
         return None, grad, None, None, None, None
 
 
-def _scalars(divergence: FDivergence) -> tuple[int, float]:
-    """kind and lam, as the operators take them."""
-    return int(divergence.kind), divergence.lam or 0.0
+def _scalars(divergence: FDivergence) -> tuple[int, float, float, float]:
+    """kind, lam, alpha and beta, as the operators take them."""
+    d = divergence
+    return int(d.kind), d.lam or 0.0, d.alpha or 0.0, d.beta or 0.0

@@ -10,7 +10,7 @@ struct FdivArgs {
   LogitsShard logits;
   TokenLabels labels;
   FDivergence kind;
-  float lambda;
+  FdivParams params;
   uint32_t features;  // of `global`
   int64_t num_tokens;
   const float* global;  // [rows, num_tokens]: global statistics
@@ -21,7 +21,7 @@ struct FdivArgs {
 struct FdivGradientArgs {
   GradientArgs stats;
   FDivergence kind;
-  float lambda;
+  FdivParams params;
   const float* sums;      // [kNumFdivSums, num_tokens], of all shards together
   const float* upstream;  // [num_tokens]: d loss / d divergence
 };

@@ -21,12 +21,35 @@ DIVERGENCES = [
     FDivergence(FKind.SKEW_FORWARD, 0.1),
     FDivergence(FKind.SKEW_REVERSE, 0.1),
     FDivergence(FKind.TOTAL_VARIATION),
+    FDivergence(FKind.ALPHA_BETA, alpha=0.6, beta=0.7),  # more of them: test_alpha_beta.py
 ]
 TEMPERATURE, POWER_EXPONENT = 2.0, 0.3
 
 
 def name_of(divergence: FDivergence) -> str:
-    return f"{divergence.kind.name.lower()}-{divergence.lam}"
+    d = divergence
+    return "-".join(str(x) for x in (d.kind.name.lower(), d.lam, d.alpha, d.beta) if x is not None)
+
+
+def alpha_beta(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
+    """Each case by its own formula."""
+    s, ratio = a + b, log_p - log_q
+
+    def total(c: float, x: Tensor) -> Tensor:
+        return (c * x).exp().sum(dim=-1)
+
+    if a == b == 0:
+        return ratio.square().sum(dim=-1) / 2
+    if b == 0:
+        of_ratio = ((a * log_p).exp() * ratio).sum(dim=-1)
+        return (a * of_ratio - total(a, log_p) + total(a, log_q)) / a**2
+    if a == 0:
+        of_ratio = ((b * log_q).exp() * -ratio).sum(dim=-1)
+        return (b * of_ratio - total(b, log_q) + total(b, log_p)) / b**2
+    if s == 0:
+        return ((a * ratio).exp() - 1 - a * ratio).sum(dim=-1) / a**2
+    cross = (a * log_p + b * log_q).exp().sum(dim=-1)
+    return -(cross - a / s * total(s, log_p) - b / s * total(s, log_q)) / (a * b)
 
 
 def dense_fdiv(z: Tensor, t: Tensor, divergence: FDivergence) -> Tensor:
@@ -36,6 +59,8 @@ def dense_fdiv(z: Tensor, t: Tensor, divergence: FDivergence) -> Tensor:
     q, p = log_q.exp(), log_p.exp()
     if divergence.kind == FKind.TOTAL_VARIATION:
         return (q - p).abs().sum(dim=-1) / 2
+    if divergence.alpha is not None and divergence.beta is not None:
+        return alpha_beta(log_p, log_q, divergence.alpha, divergence.beta)
     assert divergence.lam is not None
     of_q = 1 - divergence.lam if divergence.kind == FKind.SKEW_FORWARD else divergence.lam
     log_m = torch.logaddexp(log_q + math.log(of_q), log_p + math.log1p(-of_q))

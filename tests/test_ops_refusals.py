@@ -36,7 +36,7 @@ OBJECTIVE = {
     "hard_label": 0,
 }
 BACKWARD = {"student_logits": Z, "global_stats": STATS, "upstream": STATS, **SHARD, **SCALARS}
-FDIV = {"kind": 0, "lam": 0.5}
+FDIV = {"kind": 0, "lam": 0.5, "alpha": 0.0, "beta": 0.0}
 FDIV_BACKWARD = {
     **BACKWARD,
     **FDIV,
@@ -116,8 +116,10 @@ REFUSED = [
             ({"global_stats": STATS[1:]}, f"global_stats must be a contiguous [{ROWS}, 6]"),
             ({"global_stats": meta(STATS)}, "global_stats must be on cpu like the logits, got"),
             ({"features": 2}, "got teacher_logits without the feature"),
-            ({"kind": 4}, "kind must be in [0, 4), one of core/fdiv.h, got 4"),
-            ({"kind": -1}, "kind must be in [0, 4), one of core/fdiv.h, got -1"),
+            ({"kind": 5}, "kind must be in [0, 5), one of core/fdiv.h, got 5"),
+            ({"kind": 4, "alpha": 0.3, "beta": -0.295}, "alpha, beta and their sum must each be 0"),
+            ({"kind": 4, "alpha": math.nan}, "alpha, beta and their sum must each be 0"),
+            ({"kind": -1}, "kind must be in [0, 5), one of core/fdiv.h, got -1"),
             ({"lam": 0.0}, "lam must be between 0 and 1, by at least 2^-24, got 0"),
             ({"kind": 2, "lam": 1.0}, "lam must be between 0 and 1, by at least 2^-24, got 1"),
             ({"lam": math.nan}, "lam must be between 0 and 1, by at least 2^-24, got nan"),

@@ -294,10 +294,10 @@ def operator_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     scalars = (features, 2.0, 0.5, -100)
     partial = ops.vocab_stats(z, t, labels, VOCAB, 0, *scalars)[None]
     stats = ops.merge_stats(partial, labels, *scalars)
-    forward = (z, t, labels, stats, VOCAB, 0, features, 0, 0.5, -100)
+    forward = (z, t, labels, stats, VOCAB, 0, features, 0, 0.5, 0.0, 0.0, -100)
     sums = ops.vocab_fdiv(*forward)
     upstream = (torch.ones_like(stats), sums, torch.ones(6))
-    backward = (t, labels, VOCAB, 0, features, 2.0, 0, 0.5, -100)
+    backward = (t, labels, VOCAB, 0, features, 2.0, 0, 0.5, 0.0, 0.0, -100)
     return {
         "vocab_fdiv": forward,
         "vocab_fdiv_backward": (stats, *upstream, z, *backward),
@@ -356,12 +356,33 @@ def test_inplace_refuses_a_teacher_in_the_memory_of_the_student() -> None:
         call(student_logits=logits, teacher_logits=logits.detach(), inplace_backward=True)
 
 
-@pytest.mark.parametrize("lam", [None, 0.0, 1.0, -0.5, math.nan, 2.0**-25, 1 - 2.0**-25])
-def test_refuses_what_is_no_mixture(lam: float | None) -> None:
+@pytest.mark.parametrize("lam", [0.0, 1.0, -0.5, math.nan, 2.0**-25, 1 - 2.0**-25])
+def test_refuses_what_is_no_mixture(lam: float) -> None:
     with pytest.raises(ValueError, match=rf"lam of SKEW_REVERSE must be .*, got {lam}\. At 0"):
         FDivergence(FKind.SKEW_REVERSE, lam)
 
 
-def test_refuses_a_mixture_for_total_variation() -> None:
-    with pytest.raises(ValueError, match=r"lam must be None, got 0\.5"):
-        FDivergence(FKind.TOTAL_VARIATION, 0.5)
+@pytest.mark.parametrize(
+    ("alpha", "beta"),
+    [(0.001, 1.0), (1.0, -0.005), (0.5, -0.495), (11.0, 0.0), (math.nan, 1.0), (math.inf, 0.0)],
+)
+def test_refuses_exponents_that_float32_cannot_divide_by(alpha: float, beta: float) -> None:
+    with pytest.raises(ValueError, match=r"each be 0 or of a size between 0\.01 and 10"):
+        FDivergence(FKind.ALPHA_BETA, alpha=alpha, beta=beta)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "name"),
+    [
+        (FKind.TOTAL_VARIATION, {"lam": 0.5}, "lam"),
+        (FKind.ALPHA_BETA, {"lam": 0.5, "alpha": 1.0, "beta": 1.0}, "lam"),
+        (FKind.ALPHA_BETA, {"alpha": 1.0}, "beta"),
+        (FKind.JENSEN_SHANNON, {}, "lam"),
+        (FKind.JENSEN_SHANNON, {"lam": 0.5, "alpha": 1.0}, "alpha"),
+    ],
+)
+def test_refuses_parameters_of_another_kind(
+    kind: FKind, given: dict[str, float], name: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"{name} of {kind.name} must be"):
+        FDivergence(kind, **given)

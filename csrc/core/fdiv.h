@@ -9,8 +9,13 @@
 //   skew reverse KL   d = q ln(q/m)                           g = ln(q/m) - l q/m
 //   skew forward KL   d = p ln(p/m)                           g = -(1 - l) p/m
 //   total variation   d = |p - q| / 2                         g = sign(q - p) / 2
+//   alpha-beta        d = (q^s - p^s) / (a s) - (p^a q^b - p^s) / (a b),   s = a + b
+//                                                             q g = (q^s - p^a q^b) / a
 // with m = (1 - l) p + l q, for skew forward m = l p + (1 - l) q. g is given up to a constant,
 // which drops out. A token absent from both distributions adds nothing.
+//
+// Alpha-beta (Cichocki, Cruces and Amari 2011) at a = 0, b = 0 or s = 0 is the limit: there
+// (x^c - y^c) / c becomes ln(x / y).
 #pragma once
 
 #include <type_traits>
@@ -21,8 +26,8 @@
 
 namespace bgkd {
 
-enum class FDivergence { kJensenShannon, kSkewForward, kSkewReverse, kTotalVariation };
-constexpr int kNumFDivergences = 4;
+enum class FDivergence { kJensenShannon, kSkewForward, kSkewReverse, kTotalVariation, kAlphaBeta };
+constexpr int kNumFDivergences = 5;
 
 template <FDivergence kKind>
 using FdivKind = std::integral_constant<FDivergence, kKind>;
@@ -39,6 +44,8 @@ inline __attribute__((always_inline)) void with_divergence(FDivergence kind, con
       return body(FdivKind<FDivergence::kSkewReverse>{});
     case FDivergence::kTotalVariation:
       return body(FdivKind<FDivergence::kTotalVariation>{});
+    case FDivergence::kAlphaBeta:
+      return body(FdivKind<FDivergence::kAlphaBeta>{});
   }
 }
 
@@ -49,27 +56,94 @@ enum FdivSum : int { kFdivValue, kFdivSlope, kNumFdivSums };
 // for which one sweep is enough.
 constexpr double kSmallestLambda = 0x1p-24;
 
+// alpha, beta and their sum are 0, or at least this far from it: a difference of powers is divided
+// by them, so that float32 keeps 1e-5 of it.
+constexpr double kSmallestExponentOfPower = 0.01;
+constexpr double kLargestExponentOfPower = 10;
+constexpr double kZeroExponent = 1e-5;  // less is 0, up to rounding
+
+BGKD_INLINE bool is_zero_exponent(float x) {
+  return x < static_cast<float>(kZeroExponent) && x > -static_cast<float>(kZeroExponent);
+}
+
+struct FdivParams {
+  float lambda;       // of a mixture
+  float alpha, beta;  // of kAlphaBeta
+};
+
 // The normalization of one token's distributions. log2 p = (t - max) log2e - log2_sum.
 struct FdivRow {
   float student_max, student_log2_sum;
   float teacher_max, teacher_log2_sum;
-  float lambda;
+  FdivParams params;
 };
 
-BGKD_INLINE FdivRow fdiv_row(const TokenStats& global, float lambda) {
+BGKD_INLINE FdivRow fdiv_row(const TokenStats& global, const FdivParams& params) {
   return {global[kStudentMax], global[kStudentSum] * kLog2E, global[kTeacherMax],
-          global[kTeacherSum] * kLog2E, lambda};
+          global[kTeacherSum] * kLog2E, params};
 }
 
-// q, d and g at a column. d and g of a divergence with logarithms are in bits: `fdiv_unit` converts
-// once per token. Where q is 0, g may be anything.
+// q, d and g at a column. d and g of a mixture are in bits: `fdiv_unit` converts once per token.
+// Where q is 0, g may be anything. For alpha-beta `slope` is q g: there g grows without bounds
+// where q vanishes.
 template <class F>
 struct FdivTerm {
   F q, value, slope;
 };
 
-BGKD_INLINE constexpr float fdiv_unit(FDivergence kind) {
-  return kind == FDivergence::kTotalVariation ? 1.f : kLn2;
+BGKD_INLINE constexpr bool is_mixture(FDivergence kind) {
+  return kind != FDivergence::kTotalVariation && kind != FDivergence::kAlphaBeta;
+}
+
+BGKD_INLINE constexpr float fdiv_unit(FDivergence kind) { return is_mixture(kind) ? kLn2 : 1.f; }
+
+// Stands for log2 0, so that 0 times it is 0.
+constexpr float kLog2OfNothing = -1e30f;
+
+// 2^x, of which nothing is infinite: infinities of opposite sign would become NaN.
+template <class F>
+BGKD_INLINE F power_of_two(F x) {
+  using P = Pack<F>;
+  const F bound = P::broadcast(120.f);
+  return exp2_flushed(P::where_greater(x, bound, bound, x));  // NaN stays
+}
+
+// (x - y) / c, the limit where c is 0.
+template <class F>
+BGKD_INLINE F over(float c, F x, F y, F limit) {
+  return is_zero_exponent(c) ? limit : (x - y) * Pack<F>::broadcast(1.f / c);
+}
+
+template <class F>
+BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_log2) {
+  using P = Pack<F>;
+  const float alpha = params.alpha, beta = params.beta, sum = alpha + beta;
+  const F zero = P::broadcast(0.f), lowest = P::broadcast(kLog2OfNothing);
+  const F q_finite = P::at_least(q_log2, kLog2OfNothing);
+  const F p_finite = P::at_least(p_log2, kLog2OfNothing);
+  const F log_ratio = P::broadcast(kLn2) * (q_finite - p_finite);
+  const F cross =
+      power_of_two(P::fma(P::broadcast(alpha), p_finite, P::broadcast(beta) * q_finite));
+  const F q_power = power_of_two(P::broadcast(sum) * q_finite);
+  const F p_power = power_of_two(P::broadcast(sum) * p_finite);
+  const F ascent = over(sum, q_power, p_power, log_ratio);
+  F value, slope;
+  if (!is_zero_exponent(alpha)) {
+    slope = P::broadcast(1.f / alpha) * (q_power - cross);
+    // p^a (q^b - p^b) / b
+    const F of_teacher = over(beta, cross, p_power, weighted(cross, log_ratio));
+    value = P::broadcast(1.f / alpha) * (ascent - of_teacher);
+  } else if (!is_zero_exponent(beta)) {
+    slope = weighted(q_power, log_ratio);
+    value = P::broadcast(1.f / beta) * (slope - ascent);
+  } else {
+    slope = log_ratio;
+    value = P::broadcast(0.5f) * log_ratio * log_ratio;
+  }
+  // Absent from both. The comparison is such that NaN stays.
+  const F both = q_finite + p_finite;
+  return {exp2_flushed(q_log2), P::where_greater(lowest, both, zero, value),
+          P::where_greater(lowest, both, zero, slope)};
 }
 
 // Probabilities are mixed times 2^60, so that the smaller part of a mixture does not underflow
@@ -90,15 +164,18 @@ BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t) {
     const F slope = P::where_greater(q, p, P::broadcast(0.5f),
                                      P::where_greater(p, q, P::broadcast(-0.5f), gap));
     return {q, slope * gap, slope};
+  } else if constexpr (kKind == FDivergence::kAlphaBeta) {
+    return alpha_beta_term(row.params, q_log2, p_log2);
   } else {
     const F scale = P::broadcast(kFdivScale), unscale = P::broadcast(0x1p-60f);
     const F q_scaled = exp2_flushed(q_log2 + scale), p_scaled = exp2_flushed(p_log2 + scale);
     const F q = q_scaled * unscale, p = p_scaled * unscale;
-    const F lambda = P::broadcast(row.lambda), rest = P::broadcast(1.f - row.lambda);
+    const F lambda = P::broadcast(row.params.lambda);
+    const F rest = P::broadcast(1.f - row.params.lambda);
     if constexpr (kKind == FDivergence::kSkewForward) {
       const F m = P::fma(lambda, p_scaled, rest * q_scaled);
       const F value = weighted(p, p_log2 - (P::log2(m) - scale));
-      return {q, value, P::broadcast(row.lambda - 1.f) * log2e * P::divide(p_scaled, m)};
+      return {q, value, P::broadcast(row.params.lambda - 1.f) * log2e * P::divide(p_scaled, m)};
     } else {
       const F m = P::fma(rest, p_scaled, lambda * q_scaled);
       const F m_log2 = P::log2(m) - scale;
@@ -118,7 +195,11 @@ template <FDivergence kKind, class F>
 BGKD_INLINE void fdiv_add(F& value, F& slope, const FdivRow& row, F z, F t) {
   const FdivTerm<F> term = fdiv_term<kKind>(row, z, t);
   value = value + term.value;
-  slope = slope + weighted(term.q, term.slope);
+  if constexpr (kKind == FDivergence::kAlphaBeta) {
+    slope = slope + term.slope;
+  } else {
+    slope = slope + weighted(term.q, term.slope);
+  }
 }
 
 // What a row needs besides the divergence: kStudent stands for kZero and, as there is a teacher,
@@ -137,11 +218,12 @@ struct FdivGradient {
   RowGradient stats;
 };
 
-BGKD_INLINE FdivGradient fdiv_gradient_row(const RowGradient& stats, FDivergence kind, float lambda,
-                                           float slope_sum, float upstream) {
+BGKD_INLINE FdivGradient fdiv_gradient_row(const RowGradient& stats, FDivergence kind,
+                                           const FdivParams& params, float slope_sum,
+                                           float upstream) {
   const float unit = fdiv_unit(kind);
   return {{stats.student_max, stats.student_log2_sum, stats.teacher_max, stats.teacher_log2_sum,
-           lambda},
+           params},
           unit * upstream,
           slope_sum / unit,
           stats};
@@ -153,6 +235,12 @@ BGKD_INLINE F fdiv_element_gradient(const FdivGradient& g, F z, F t) {
   using P = Pack<F>;
   const FdivTerm<F> term = fdiv_term<kKind>(g.row, z, t);
   const F coefficient = P::broadcast(g.coefficient);
+  if constexpr (kKind == FDivergence::kAlphaBeta) {
+    const F own = term.slope - term.q * P::broadcast(g.slope_sum);
+    return P::fma(coefficient, own,
+                  kStats == GradientKind::kStudent ? weighted(term.q, P::broadcast(g.stats.q))
+                                                   : element_gradient<kStats>(g.stats, z, t));
+  }
   const F slope = term.slope - P::broadcast(g.slope_sum);
   if constexpr (kStats == GradientKind::kStudent) {
     return weighted(term.q, P::fma(coefficient, slope, P::broadcast(g.stats.q)));

@@ -15,10 +15,10 @@ namespace {
 constexpr int kBlockVectors = 16;
 
 FdivRow row_of(const float* global, uint32_t features, int64_t num_tokens, int64_t token,
-               float lambda) {
+               const FdivParams& params) {
   TokenStats s{};
   load_stats(s, global, num_tokens, token, features);
-  return fdiv_row(s, lambda);
+  return fdiv_row(s, params);
 }
 
 template <class T>
@@ -65,7 +65,7 @@ void sums_of_tokens(const FdivArgs& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     float sums[kNumFdivSums] = {};
     if (!args.labels.skipped(i)) {
-      sum_row<kKind>(sums, row_of(args.global, args.features, args.num_tokens, i, args.lambda),
+      sum_row<kKind>(sums, row_of(args.global, args.features, args.num_tokens, i, args.params),
                      row_pointer<T>(logits.student, logits.student_stride, i),
                      row_pointer<T>(logits.teacher, logits.teacher_stride, i), logits.num_columns);
     }
@@ -81,7 +81,7 @@ void gradient_of_tokens(const FdivGradientArgs& args, int64_t begin, int64_t end
         const float upstream = stats.labels.skipped(i) ? 0.f : args.upstream[i];
         if (r.kind == GradientKind::kZero && upstream == 0.f) return false;
         const float slope_sum = args.sums[kFdivSlope * stats.num_tokens + i];
-        const FdivGradient g = fdiv_gradient_row(r, kKind, args.lambda, slope_sum, upstream);
+        const FdivGradient g = fdiv_gradient_row(r, kKind, args.params, slope_sum, upstream);
         with_gradient_kind(fdiv_kind(r.kind), [&]<GradientKind kStats>(GradientKindTag<kStats>) {
           if constexpr (fdiv_kind(kStats) == kStats) {
             row.template write<true>(

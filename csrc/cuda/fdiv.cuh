@@ -9,10 +9,11 @@
 namespace bgkd {
 
 __device__ __forceinline__ FdivRow load_fdiv_row(const float* global, uint32_t features,
-                                                 int64_t num_tokens, int64_t token, float lambda) {
+                                                 int64_t num_tokens, int64_t token,
+                                                 const FdivParams& params) {
   TokenStats s{};
   load_stats(s, global, num_tokens, token, features);
-  return fdiv_row(s, lambda);
+  return fdiv_row(s, params);
 }
 
 // Grid: (num_tokens, parts). sums: [parts, kNumFdivSums, num_tokens].
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kCudaThreads)
   // The same for all threads; a token that is skipped has no columns, its sums are 0.
   if (!args.labels.skipped(token)) {
     const FdivRow row =
-        load_fdiv_row(args.global, args.features, args.num_tokens, token, args.lambda);
+        load_fdiv_row(args.global, args.features, args.num_tokens, token, args.params);
     sweep<T, F, true>(part, is_aligned(part), [&](const auto& z, const auto& t, int, auto) {
       F block_value{0.f}, block_slope{0.f};  // short sums first: their error grows with the length
 #pragma unroll
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kCudaThreads)
   const ExtraTerm argmax{column_of_token(part, shared.argmax, stats.logits.vocab_start),
                          row.at_argmax};
   const float slope_sum = args.sums[kFdivSlope * stats.num_tokens + token];
-  const FdivGradient g = fdiv_gradient_row(row, kKind, args.lambda, slope_sum, upstream);
+  const FdivGradient g = fdiv_gradient_row(row, kKind, args.params, slope_sum, upstream);
   const auto write = [&]<GradientKind kStats>(GradientKindTag<kStats>) {
     using F = Lane<true>;
     write_gradient<T, true>(part, label, argmax, [&](F z, F t) {

@@ -137,17 +137,30 @@ ObjectiveParams check_objective(const char* op, const ObjectiveArguments& object
 
 struct CheckedDivergence {
   FDivergence kind;
-  float lambda;
+  FdivParams params;
 };
 
+// 0, up to rounding, or far enough from it to be divided by.
+bool is_exponent(double x) {
+  return std::abs(x) < kZeroExponent ||
+         (std::abs(x) >= kSmallestExponentOfPower && std::abs(x) <= kLargestExponentOfPower);
+}
+
 CheckedDivergence check_divergence(const char* op, const DivergenceArguments& divergence) {
-  const auto [kind, lambda] = divergence;
+  const auto [kind, lambda, alpha, beta] = divergence;
   TORCH_CHECK_VALUE(kind >= 0 && kind < kNumFDivergences, op, ": kind must be in [0, ",
                     kNumFDivergences, "), one of core/fdiv.h, got ", kind);
-  const CheckedDivergence checked{static_cast<FDivergence>(kind), static_cast<float>(lambda)};
-  TORCH_CHECK_VALUE(checked.kind == FDivergence::kTotalVariation ||
-                        (lambda >= kSmallestLambda && lambda <= 1 - kSmallestLambda),
-                    op, ": lam must be between 0 and 1, by at least 2^-24, got ", lambda);
+  const CheckedDivergence checked{
+      static_cast<FDivergence>(kind),
+      {static_cast<float>(lambda), static_cast<float>(alpha), static_cast<float>(beta)}};
+  TORCH_CHECK_VALUE(
+      !is_mixture(checked.kind) || (lambda >= kSmallestLambda && lambda <= 1 - kSmallestLambda), op,
+      ": lam must be between 0 and 1, by at least 2^-24, got ", lambda);
+  TORCH_CHECK_VALUE(checked.kind != FDivergence::kAlphaBeta ||
+                        (is_exponent(alpha) && is_exponent(beta) && is_exponent(alpha + beta)),
+                    op, ": alpha, beta and their sum must each be 0 or of a size between ",
+                    kSmallestExponentOfPower, " and ", kLargestExponentOfPower, ", got ", alpha,
+                    " and ", beta);
   return checked;
 }
 
@@ -206,7 +219,7 @@ FdivArgs check_fdiv_args(const char* op, const Tensor& student, const Tensor& te
                          const OptionalTensor& labels, const Tensor& global, int64_t vocab_size,
                          int64_t vocab_start, int64_t features,
                          const DivergenceArguments& divergence, int64_t ignore_index) {
-  const auto [kind, lambda] = check_divergence(op, divergence);
+  const auto [kind, params] = check_divergence(op, divergence);
   const StatsArgs stats =
       check_stats_args(op, student, teacher, labels, vocab_size, vocab_start, features,
                        /*temperature=*/1.0, /*power_exponent=*/1.0, ignore_index);
@@ -216,7 +229,7 @@ FdivArgs check_fdiv_args(const char* op, const Tensor& student, const Tensor& te
   args.logits = stats.logits;
   args.labels = stats.labels;
   args.kind = kind;
-  args.lambda = lambda;
+  args.params = params;
   args.features = stats.params.features;
   args.num_tokens = stats.num_tokens;
   args.global = global.const_data_ptr<float>();
@@ -230,7 +243,7 @@ FdivGradientArgs check_fdiv_gradient_args(const char* op, const Tensor& global,
                                           int64_t vocab_size, int64_t vocab_start, int64_t features,
                                           double temperature, const DivergenceArguments& divergence,
                                           int64_t ignore_index) {
-  const auto [kind, lambda] = check_divergence(op, divergence);
+  const auto [kind, params] = check_divergence(op, divergence);
   FdivGradientArgs args{};
   args.stats = check_gradient_args(op, global, upstream, student, teacher, labels, vocab_size,
                                    vocab_start, features, temperature, ignore_index);
@@ -238,7 +251,7 @@ FdivGradientArgs check_fdiv_gradient_args(const char* op, const Tensor& global,
   check_stats_tensor(op, "sums", sums, {kNumFdivSums, num_tokens}, student);
   check_stats_tensor(op, "upstream_divergence", upstream_divergence, {num_tokens}, student);
   args.kind = kind;
-  args.lambda = lambda;
+  args.params = params;
   args.sums = sums.const_data_ptr<float>();
   args.upstream = upstream_divergence.const_data_ptr<float>();
   return args;

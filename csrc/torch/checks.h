@@ -35,7 +35,7 @@ GradientArgs check_gradient_args(const char* op, const Tensor& global, const Ten
 // A divergence of the second sweep, as the operators take it (core/fdiv.h).
 struct DivergenceArguments {
   int64_t kind;
-  double lambda;
+  double lambda, alpha, beta;
 };
 
 FdivArgs check_fdiv_args(const char* op, const Tensor& student, const Tensor& teacher,

@@ -75,10 +75,10 @@ struct Operators {
   static Tensor vocab_fdiv(const Tensor& student, const Tensor& teacher,
                            const OptionalTensor& labels, const Tensor& global, int64_t vocab_size,
                            int64_t vocab_start, int64_t features, int64_t kind, double lambda,
-                           int64_t ignore_index) {
+                           double alpha, double beta, int64_t ignore_index) {
     constexpr const char* kOp = "vocab_fdiv";
     FdivArgs args = check_fdiv_args(kOp, student, teacher, labels, global, vocab_size, vocab_start,
-                                    features, {kind, lambda}, ignore_index);
+                                    features, {kind, lambda, alpha, beta}, ignore_index);
     const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
     Tensor sums = at::empty({kNumFdivSums, args.num_tokens}, student.options().dtype(at::kFloat));
     args.sums = sums.mutable_data_ptr<float>();
@@ -91,11 +91,12 @@ struct Operators {
                                     const Tensor& student, const Tensor& teacher,
                                     const OptionalTensor& labels, int64_t vocab_size,
                                     int64_t vocab_start, int64_t features, double temperature,
-                                    int64_t kind, double lambda, int64_t ignore_index) {
+                                    int64_t kind, double lambda, double alpha, double beta,
+                                    int64_t ignore_index) {
     constexpr const char* kOp = "vocab_fdiv_backward";
     FdivGradientArgs args = check_fdiv_gradient_args(
         kOp, global, upstream, sums, upstream_divergence, student, teacher, labels, vocab_size,
-        vocab_start, features, temperature, {kind, lambda}, ignore_index);
+        vocab_start, features, temperature, {kind, lambda, alpha, beta}, ignore_index);
     const Executor executor(kOp, student.device(), args.stats.num_tokens, student.size(1));
     Tensor grad = at::empty(student.sizes(), student.options());
     write_gradient(executor, args, args.stats, grad);
@@ -107,13 +108,14 @@ struct Operators {
                                           const Tensor& upstream_divergence, const Tensor& teacher,
                                           const OptionalTensor& labels, int64_t vocab_size,
                                           int64_t vocab_start, int64_t features, double temperature,
-                                          int64_t kind, double lambda, int64_t ignore_index) {
+                                          int64_t kind, double lambda, double alpha, double beta,
+                                          int64_t ignore_index) {
     constexpr const char* kOp = "vocab_fdiv_backward_";
     at::assert_no_internal_overlap(student);
     at::assert_no_partial_overlap(student, teacher);
     FdivGradientArgs args = check_fdiv_gradient_args(
         kOp, global, upstream, sums, upstream_divergence, student, teacher, labels, vocab_size,
-        vocab_start, features, temperature, {kind, lambda}, ignore_index);
+        vocab_start, features, temperature, {kind, lambda, alpha, beta}, ignore_index);
     const Executor executor(kOp, student.device(), args.stats.num_tokens, student.size(1));
     write_gradient(executor, args, args.stats, student);
   }

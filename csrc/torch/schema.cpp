@@ -18,23 +18,23 @@ TORCH_LIBRARY(bgkd, m) {
       "vocab_stats_backward_(Tensor(a!) student_logits, Tensor global_stats, Tensor upstream, "
       "Tensor? teacher_logits, Tensor? labels, int vocab_size, int vocab_start, int features, "
       "float temperature, int ignore_index) -> ()");
-  // kind: FDivergence (core/fdiv.h). Returns sums [2, N] of this shard: those of all shards are to
-  // be added; the first one is then the divergence.
+  // kind, lam, alpha, beta: a divergence (core/fdiv.h). Returns sums [2, N] of this shard: those of
+  // all shards are to be added; the first one is then the divergence.
   m.def(
       "vocab_fdiv(Tensor student_logits, Tensor teacher_logits, Tensor? labels, "
       "Tensor global_stats, int vocab_size, int vocab_start, int features, int kind, float lam, "
-      "int ignore_index) -> Tensor");
+      "float alpha, float beta, int ignore_index) -> Tensor");
   // The gradient of the statistics and of the divergence together.
   m.def(
       "vocab_fdiv_backward(Tensor global_stats, Tensor upstream, Tensor sums, "
       "Tensor upstream_divergence, Tensor student_logits, Tensor teacher_logits, Tensor? labels, "
       "int vocab_size, int vocab_start, int features, float temperature, int kind, float lam, "
-      "int ignore_index) -> Tensor");
+      "float alpha, float beta, int ignore_index) -> Tensor");
   m.def(
       "vocab_fdiv_backward_(Tensor(a!) student_logits, Tensor global_stats, Tensor upstream, "
       "Tensor sums, Tensor upstream_divergence, Tensor teacher_logits, Tensor? labels, "
       "int vocab_size, int vocab_start, int features, float temperature, int kind, float lam, "
-      "int ignore_index) -> ()");
+      "float alpha, float beta, int ignore_index) -> ()");
   // The gradient of losses[0].sum() overwrites student_logits. Returns global_stats and losses
   // [4, N]: loss, hard, soft, soft weight.
   m.def(
