@@ -98,7 +98,7 @@ def test_tokens_that_both_exclude_are_absent(alpha: float, beta: float) -> None:
     torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=1e-6)
     kept = torch.cat((gradient[:, :400], gradient[:, 500:]), 1)
     size = expected[1].abs().amax().item()  # all subtract q times the same sum
-    torch.testing.assert_close(kept, expected[1], rtol=1e-5, atol=2e-6 * size + 1e-7)
+    torch.testing.assert_close(kept, expected[1], rtol=1e-5, atol=4e-6 * size + 1e-5)
     assert gradient[:, 400:500].eq(0).all()
 
 
