@@ -63,9 +63,10 @@ def losses_with_gradient(
     # Anyone else who saved these logits for a backward of their own must hear of it.
     torch.autograd.graph.increment_version(student_logits)
     stats = named(global_stats, arguments)
-    loss, *rest = losses.unbind(0)
+    loss, hard, soft, soft_weight = losses.unbind(0)
     loss = _GradientIsThere.apply(loss, student_logits, grad, stats.valid)
-    return TokenLosses(loss, *rest), stats
+    hard_weight = torch.where(stats.valid, 1.0 - soft_weight, 0.0)
+    return TokenLosses(loss, hard, soft, soft_weight, hard_weight), stats
 
 
 class _GradientIsThere(torch.autograd.Function):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
-from bgkd_megatron import rank_check, vocab_arguments
+from bgkd_megatron import rank_check, vocab_arguments, vocab_fdiv
+from bgkd_megatron.drawn_labels import drawn_labels
 from bgkd_megatron.gradient_in_forward import losses_with_gradient
 from bgkd_megatron.objectives import HybridObjective, TokenLosses
 from bgkd_megatron.objectives.named import NamedObjective
+from bgkd_megatron.sequence_layout import SequenceLayout
 from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_arguments import StatsArguments, StatsOptions
 from bgkd_megatron.vocab_shard import VocabShard
@@ -27,6 +31,8 @@ def hybrid_loss(
     inplace_backward: bool = False,
     gradient_in_forward: bool = False,
     tokens_per_chunk: int | None = None,
+    seed: int | None = None,
+    sequences: SequenceLayout | None = None,
     check_ranks: bool = False,
 ) -> tuple[TokenLosses, VocabStats]:
     """Per-token losses [N], and the statistics they and the metrics come from. Collective over
@@ -43,29 +49,38 @@ def hybrid_loss(
         torch.compile take inplace_backward instead.
     tokens_per_chunk: with gradient_in_forward and tensor parallelism, so many tokens at a time, one
         all-gather each; `ops.tokens_in_cache` says how many fit. None: all at once.
-    check_ranks compares the objective's configuration, the progress and the soft weights,
+    seed: of hard labels that are drawn; the same on the ranks of tp_group, another one for each
+        microbatch. The statistics that come back then tell nothing about the label.
+    sequences: how the tokens lie in sequences, for an objective in which neighbours play a part.
+    Two-sweep soft terms (ObjectiveConfig.fdivergence) read both shards once more in forward, and
+    exchange 8 N bytes per rank more.
+    check_ranks compares the objective's configuration, the progress, the seed and the weights,
     too: a weighting of your own must return the same on all ranks.
     Raises as `vocab_stats` and HybridObjective, and ValueError for an objective of another
     vocabulary.
     """
     features = objective.features
-    if labels is None:
+    if labels is None and not objective.config.draws_labels:
         features &= ~Feature.LABEL  # metrics need it; whether the loss does, the objective says
     options = StatsOptions(
         shard,
         int(features),
-        objective.temperature,
+        objective.temperature(progress),
         objective.power_exponent,
         ignore_index,
         inplace_backward or gradient_in_forward,
     )
     arguments = StatsArguments(student_logits, teacher_logits, labels, options)
+    if objective.config.draws_labels:
+        arguments = _with_drawn_labels(arguments, objective, seed)
 
     group = shard.tp_group if check_ranks else None
 
     def local() -> tuple[NamedObjective | None, Tensor | None]:
         """What the kernels evaluate, if they do; partial statistics where they are needed."""
         _check_vocabulary(objective, shard)
+        if objective.fdivergence is not None:
+            vocab_fdiv.check(arguments, objective.fdivergence)
         named = None
         if gradient_in_forward and _is_possible(student_logits):
             named = objective.named(progress)
@@ -78,21 +93,66 @@ def hybrid_loss(
             "progress": float(progress),
             "gradient_in_forward, as possible": of[0] is not None,
             "tokens_per_chunk": tokens_per_chunk,
+            "seed": seed,
         }
         return own | vocab_arguments.facts(arguments)
 
     named, partial = rank_check.agreed("hybrid_loss", local, facts, group)
     if named is not None:
-        return losses_with_gradient(arguments, named, tokens_per_chunk)
+        losses, stats = losses_with_gradient(arguments, named, tokens_per_chunk)
+        return losses, _without_drawn_labels(stats, objective)
     assert partial is not None
-    stats = merged_stats(partial, arguments)
+    if objective.fdivergence is None:
+        stats = merged_stats(partial, arguments)
+    else:
+        stats, divergence = vocab_fdiv.merged_stats_and_fdiv(
+            partial, arguments, objective.fdivergence
+        )
+        stats = stats._replace(fdivergence=divergence)
     losses = rank_check.agreed(
         "hybrid_loss",
-        lambda: objective(stats, progress),
-        lambda losses: {"the soft weights": rank_check.digest(losses.soft_weight)},
+        lambda: objective(stats, progress, sequences),
+        lambda losses: {
+            "the weights": [rank_check.digest(w) for w in (losses.soft_weight, losses.hard_weight)]
+        },
         group,
     )
-    return losses, stats
+    return losses, _without_drawn_labels(stats, objective)
+
+
+def _with_drawn_labels(
+    arguments: StatsArguments, objective: HybridObjective, seed: int | None
+) -> StatsArguments:
+    """The arguments with labels from the teacher or from nowhere; checked before that."""
+    if seed is None:
+        raise ValueError(
+            f"hybrid_loss: hard_label={objective.config.hard_label!r} needs a seed, the same on "
+            "all ranks of the group and another one for each microbatch"
+        )
+    student_logits, teacher_logits, labels, options = arguments
+    from_teacher = objective.config.hard_label == "teacher_sample"
+    if from_teacher and teacher_logits is None:
+        raise ValueError("hybrid_loss: hard_label='teacher_sample' needs teacher_logits, got None")
+    without = int(Feature(options.features) & ~Feature.LABEL) if labels is None else None
+    checked = options if without is None else dataclasses.replace(options, features=without)
+    vocab_arguments.check(arguments._replace(options=checked))
+    drawn = drawn_labels(
+        teacher_logits if from_teacher else None,
+        labels,
+        num_tokens=student_logits.shape[0],
+        shard=options.shard,
+        seed=seed,
+        device=student_logits.device,
+        ignore_index=options.ignore_index,
+    )
+    return arguments._replace(labels=drawn)
+
+
+def _without_drawn_labels(stats: VocabStats, objective: HybridObjective) -> VocabStats:
+    """So that nobody takes log q of a drawn token for the likelihood of the data."""
+    if not objective.config.draws_labels:
+        return stats
+    return stats._replace(student_label_logprob=None, teacher_label_logprob=None)
 
 
 def _check_vocabulary(objective: HybridObjective, shard: VocabShard) -> None:

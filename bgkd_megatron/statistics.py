@@ -87,12 +87,16 @@ class VocabStats(NamedTuple):
     """KL(p^tau||q^tau), without a factor tau^2"""
     soft_reverse_kl: Tensor | None = None
     """KL(q^tau||p^tau), without a factor tau^2"""
+    fdivergence: Tensor | None = None
+    """the divergence of a second sweep, if one was made: vocab_fdiv"""
 
     def require(self, name: str) -> Tensor:
         """The statistic `name`, [N]; ValueError if there is none or it was not computed."""
         if name not in self._fields:
             raise ValueError(f"there is no statistic {name!r}, only {', '.join(self._fields)}")
         value = cast("Tensor | None", getattr(self, name))
+        if value is None and name == "fdivergence":
+            raise ValueError("the divergence of a second sweep is needed: vocab_fdiv computes it")
         if value is None:
             raise ValueError(
                 f"statistic {name!r} is needed but was not computed: "

@@ -32,24 +32,17 @@ def name_of(divergence: FDivergence) -> str:
 
 
 def alpha_beta(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
-    """Each case by its own formula."""
-    s, ratio = a + b, log_p - log_q
-
-    def total(c: float, x: Tensor) -> Tensor:
-        return (c * x).exp().sum(dim=-1)
-
+    """[N]: (q^s - p^s) / (a s) - (p^a q^b - p^s) / (a b), (x^c - y^c) / c -> log(x / y) for c -> 0;
+    the other form where a = 0."""
     if a == b == 0:
-        return ratio.square().sum(dim=-1) / 2
-    if b == 0:
-        of_ratio = ((a * log_p).exp() * ratio).sum(dim=-1)
-        return (a * of_ratio - total(a, log_p) + total(a, log_q)) / a**2
-    if a == 0:
-        of_ratio = ((b * log_q).exp() * -ratio).sum(dim=-1)
-        return (b * of_ratio - total(b, log_q) + total(b, log_p)) / b**2
-    if s == 0:
-        return ((a * ratio).exp() - 1 - a * ratio).sum(dim=-1) / a**2
-    cross = (a * log_p + b * log_q).exp().sum(dim=-1)
-    return -(cross - a / s * total(s, log_p) - b / s * total(s, log_q)) / (a * b)
+        return (log_p - log_q).square().sum(dim=-1) / 2
+    if a == 0:  # exchanging p with q exchanges a with b
+        return alpha_beta(log_q, log_p, b, a)
+
+    def gap(c: float, x: Tensor, y: Tensor) -> Tensor:
+        return (x - y) if c == 0 else ((c * x).exp() - (c * y).exp()) / c
+
+    return (gap(a + b, log_q, log_p) - (a * log_p).exp() * gap(b, log_q, log_p)).sum(dim=-1) / a
 
 
 def dense_fdiv(z: Tensor, t: Tensor, divergence: FDivergence) -> Tensor:

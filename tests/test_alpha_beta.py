@@ -1,5 +1,5 @@
-"""The alpha-beta divergence on all its branches: as float64 has it, up to the roundings of powers that
-may be huge."""
+"""The alpha-beta divergence on all its branches: as float64 has it, up to the roundings of
+powers that may be huge."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from objective_cases import WEIGHTING_CASES
+from objective_cases import IN_KERNELS, SOFT_CASES, WEIGHTING_CASES
 from torch import Tensor
 from vocab_inputs import computed, make_labels, make_logits
 
@@ -26,7 +26,7 @@ OBJECTIVES = [
         ("forward_kl", "reverse_kl"),
         ("data", "teacher_argmax"),
         (1.0, 2.0),
-        WEIGHTING_CASES.values(),
+        (WEIGHTING_CASES[name] for name in IN_KERNELS),
     )
 ]
 
@@ -72,6 +72,28 @@ def test_equals_the_gradient_in_backward(config: ObjectiveConfig, dtype: torch.d
     # Rounded twice, before and after the multiplication.
     rtol = max(2 * torch.finfo(dtype).eps, 1e-5)
     torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=1e-6)
+
+
+def others() -> list[ObjectiveConfig]:
+    soft = [{**SOFT_CASES[name], "weighting": "static"} for name in SOFT_CASES]
+    weightings = [WEIGHTING_CASES[name] for name in WEIGHTING_CASES if name not in IN_KERNELS]
+    return [
+        ObjectiveConfig(**settings)
+        for settings in (*soft, *weightings)
+        if ObjectiveConfig(**settings).kl is None or settings in weightings
+    ]
+
+
+@pytest.mark.parametrize("config", others(), ids=str)
+def test_what_the_kernels_do_not_evaluate_takes_the_way_of_backward(
+    config: ObjectiveConfig,
+) -> None:
+    objective = HybridObjective(config, VOCAB)
+    assert objective.named(0.1) is None
+    expected, _, expected_gradient = solve(objective, torch.float32, torch.ones(9))
+    losses, _, gradient = solve(objective, torch.float32, torch.ones(9), gradient_in_forward=True)
+    assert losses.loss.equal(expected.loss)
+    assert gradient.equal(expected_gradient)
 
 
 def run(objective: HybridObjective | None = None, **options: Any) -> tuple[Any, VocabStats, Tensor]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bgkd_megatron.fdivergence import FDivergence
 from bgkd_megatron.objectives.config import ObjectiveConfig
 from bgkd_megatron.objectives.divergence import DIVERGENCES
 from bgkd_megatron.objectives.metrics import STUDENT_METRICS, TEACHER_METRICS
 from bgkd_megatron.objectives.named import NamedObjective, named_objective
+from bgkd_megatron.objectives.risk_guided import Sequences, risk_guided
 from bgkd_megatron.objectives.token_losses import TokenLosses
 from bgkd_megatron.objectives.weighting import WEIGHTINGS, Weighting
 from bgkd_megatron.statistics import Feature, VocabStats
@@ -22,7 +24,7 @@ _NO_FEATURES = Feature(0)
 
 
 class HybridObjective:
-    """loss = w * soft + (1 - w) * hard for each token, as `config` says.
+    """loss = w_s * soft + w_h * hard for each token, as `config` says.
 
     Sum the losses and divide by the number of valid tokens of the global batch: one denominator
     for both terms, so the result depends on neither micro-batches nor ranks.
@@ -35,8 +37,10 @@ class HybridObjective:
 
     features: Feature
     """What vocab_stats must compute for the loss and for the metrics.
-    Without labels leave out Feature.LABEL: only hard_label="data" needs it."""
+    Without labels leave out Feature.LABEL: only a loss that reads the label needs it."""
     power_exponent: float
+    fdivergence: FDivergence | None
+    """The second sweep that the soft term needs."""
 
     def __init__(
         self,
@@ -59,9 +63,13 @@ class HybridObjective:
         self._weighting = weighting or WEIGHTINGS[config.weighting](config, vocab_size)
         self._divergence = None
         self.features = STUDENT_METRICS | extra_features
+        self.fdivergence = None
         if weighting is not None or config.has_soft_term:
             self._divergence = DIVERGENCES[config.soft](config)
+            self.fdivergence = config.fdivergence
             self.features |= self._weighting.features | self._divergence.features
+        if config.couples_positions or config.draws_labels:
+            self.features |= Feature.LABEL
         if weighting is not None or config.needs_teacher:
             self.features |= TEACHER_METRICS
         if self.features.reads_teacher:
@@ -76,44 +84,70 @@ class HybridObjective:
             return None
         return named_objective(self.config, self.vocab_size, _checked_progress(progress))
 
-    @property
-    def temperature(self) -> float:
-        """Temperature of the softened statistics."""
-        return self.config.temperature
+    def temperature(self, progress: float = 0.0) -> float:
+        """Temperature of the softened statistics at this part of the run."""
+        return self.config.temperature_at(_checked_progress(progress))
 
-    def __call__(self, stats: VocabStats, progress: float = 0.0) -> TokenLosses:
+    def __call__(
+        self, stats: VocabStats, progress: float = 0.0, sequences: Sequences | None = None
+    ) -> TokenLosses:
         """Losses of the tokens of `stats`; gradients flow into the student's statistics only.
 
         progress: part of the run that is done, in [0, 1].
+        sequences: how the tokens lie in sequences; hard="risk_guided" needs it.
         Raises ValueError for another progress, when a statistic is missing, or when a weighting of
         your own returns another shape or device (TypeError: another type than floating).  Whether
         its values are in [0, 1] is not looked at: that would wait for the device.
         """
         progress = _checked_progress(progress)
-        hard = self._hard(stats)
-        if self._divergence is None:
-            soft = soft_weight = torch.zeros_like(hard.detach())
-            loss = hard
-        else:
-            soft = self._divergence.value(stats)
-            with torch.no_grad():
-                soft_weight = _checked(self._weighting.soft_weight(stats, progress), hard)
-                # Masked before it is multiplied: 0 * NaN would put NaN into the gradient.
-                soft_weight = torch.where(stats.valid, soft_weight, 0.0)
-            loss = _share(soft_weight, soft) + _share(1.0 - soft_weight, hard)
+        hard = self._hard(stats, sequences)
+        soft = torch.zeros_like(hard.detach())
+        with torch.no_grad():
+            soft_weight, hard_weight = self._weights(stats, progress, hard)
+        if self._divergence is not None:
+            soft = self._divergence.value(stats, progress)
+        loss = _share(soft_weight, soft) + _share(hard_weight, hard)
+        if self.config.entropy_regularizer:
+            loss = loss - self.config.entropy_regularizer * stats.require("student_entropy")
         # Statistics of rows that are not valid are 0, so both branches of `where` are finite.
         return TokenLosses(
             loss=torch.where(stats.valid, loss, 0.0),
             hard=torch.where(stats.valid, hard, 0.0),
             soft=torch.where(stats.valid, soft, 0.0),
             soft_weight=soft_weight,
+            hard_weight=hard_weight,
         )
 
-    def _hard(self, stats: VocabStats) -> Tensor:
-        """-log q(label), [N]."""
-        if self.config.hard_label == "data":
-            return -stats.require("student_label_logprob")
-        return -stats.require("student_logprob_at_teacher_argmax")
+    def _hard(self, stats: VocabStats, sequences: Sequences | None) -> Tensor:
+        """The hard term, [N]."""
+        name = "student_label_logprob"
+        if self.config.hard_label == "teacher_argmax":
+            name = "student_logprob_at_teacher_argmax"
+        if not self.config.couples_positions:
+            return -stats.require(name)
+        if sequences is None:
+            raise ValueError(
+                "hard='risk_guided' needs to know how the tokens lie in sequences: pass a "
+                "SequenceLayout"
+            )
+        return risk_guided(stats, stats.require(name), sequences, self.config)
+
+    def _weights(self, stats: VocabStats, progress: float, hard: Tensor) -> tuple[Tensor, Tensor]:
+        """w_s and w_h, [N]."""
+        if self._divergence is None:
+            soft, rest = torch.zeros_like(hard), None
+            if self.config.hard_weight is not None:
+                rest = torch.full_like(hard, self.config.hard_weight)
+        else:
+            weights = self._weighting.weights(stats, progress)
+            if isinstance(weights, tuple):
+                soft, rest = (_checked(weight, hard) for weight in weights)
+            else:
+                soft, rest = _checked(weights, hard), None
+        rest = 1.0 - soft if rest is None else rest
+        # Masked before they are multiplied: 0 * NaN would put NaN into the gradient.
+        soft = torch.where(stats.valid, self.config.soft_scale * soft, 0.0)
+        return soft, torch.where(stats.valid, rest, 0.0)
 
 
 def _checked_progress(progress: float) -> float:

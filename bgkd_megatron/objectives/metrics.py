@@ -27,7 +27,7 @@ def token_metrics(
     labels: [N] int64 global ids, needed for the accuracies.
     A metric is there when its statistics are:
 
-    always                           loss, hard_loss, soft_loss, soft_weight: the objective's
+    always                           loss, hard_loss, soft_loss, soft_weight, hard_weight
     entropies, KLs (temperature 1)   student_entropy, teacher_entropy, forward_kl, reverse_kl
     log-probabilities of the label   nll, teacher_nll
     argmax, with labels              accuracy, teacher_accuracy: is it the label
@@ -38,6 +38,7 @@ def token_metrics(
         "hard_loss": losses.hard,
         "soft_loss": losses.soft,
         "soft_weight": losses.soft_weight,
+        "hard_weight": losses.hard_weight,
     }
     for name in ("student_entropy", "teacher_entropy", "forward_kl", "reverse_kl"):
         if (value := getattr(stats, name)) is not None:
