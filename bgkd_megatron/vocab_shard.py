@@ -60,6 +60,10 @@ class VocabShard:
     def tp_size(self) -> int:
         return len(self.widths)
 
+    @property
+    def tp_rank(self) -> int:
+        return _rank_and_size(self.tp_group)[0]
+
     @classmethod
     def even(
         cls, vocab_size: int, num_columns: int, tp_group: dist.ProcessGroup | None = None

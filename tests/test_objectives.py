@@ -262,6 +262,7 @@ def leaf_stats(num_tokens: int) -> VocabStats:
         **{
             name: value.requires_grad_() if value.is_floating_point() else value
             for name, value in stats._asdict().items()
+            if value is not None
         }
     )
 
@@ -316,6 +317,7 @@ def test_metrics_worked_by_hand() -> None:
         "hard_loss": log2,
         "soft_loss": 0.25 * log2,
         "soft_weight": 0.25,
+        "hard_weight": 0.75,
         "student_entropy": 1.5 * log2,
         "nll": log2,
         "accuracy": 1.0,
@@ -336,7 +338,7 @@ def test_metrics_follow_the_statistics_that_exist() -> None:
     objective = HybridObjective(ObjectiveConfig(weighting="static", soft_weight=0.0), 11)
     stats = reference.vocab_stats(z, None, labels, vocab_size=11, features=objective.features)
     metrics = token_metrics(stats, objective(stats), labels)
-    losses = {"loss", "hard_loss", "soft_loss", "soft_weight"}
+    losses = {"loss", "hard_loss", "soft_loss", "soft_weight", "hard_weight"}
     assert set(metrics) == losses | {"student_entropy", "nll", "accuracy"}
 
 
