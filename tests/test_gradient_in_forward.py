@@ -196,8 +196,8 @@ def test_nothing_to_learn_has_no_gradient_be_its_mean_nan() -> None:
 
 def test_a_class_of_your_own_is_asked() -> None:
     class Tenfold(HybridObjective):
-        def __call__(self, stats: VocabStats, progress: float = 0.0) -> TokenLosses:
-            losses = super().__call__(stats, progress)
+        def __call__(self, *arguments: Any, **options: Any) -> TokenLosses:
+            losses = super().__call__(*arguments, **options)
             return losses._replace(loss=10 * losses.loss)
 
     expected, _, _ = run()

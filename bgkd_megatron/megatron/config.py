@@ -57,6 +57,9 @@ class DataConfig(Section):
     valid: dict[str, str] = Field(default={})
     """Held-out sets by name."""
     seq_length: Count
+    end_of_document: NonNegativeInt | None = None
+    """Token id after which another document begins, for objective.hard=risk_guided; without it a
+    sequence is one document."""
 
     @model_validator(mode="after")
     def _weights_match(self) -> DataConfig:
@@ -189,7 +192,7 @@ class TrainConfig(Section):
                 "objective": True,
                 "optimizer": True,
                 "training": {"global_batch_size", "steps", "seed", "precision"},
-                "data": {"seq_length", "weights"},
+                "data": {"seq_length", "weights", "end_of_document"},
             },
         )
         settings["data"]["train"] = [Path(prefix).name for prefix in self.data.train]

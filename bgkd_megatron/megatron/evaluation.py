@@ -31,10 +31,14 @@ __all__ = ["evaluate", "evaluate_run", "evaluation_loss"]
 def evaluation_loss(
     config: TrainConfig, vocab_size: int, teacher: Teacher | None
 ) -> DistillationLoss:
-    """The objective of `config`, with all metrics of the teacher even where the loss needs none."""
+    """The objective of `config`, with all metrics of the teacher even where the loss needs none, on
+    the data's labels where training draws its own: the likelihood is that of the data."""
     extra = Feature(0) if teacher is None else TEACHER_METRICS
-    objective = HybridObjective(config.objective, vocab_size, extra_features=extra)
-    return DistillationLoss(objective, teacher)
+    settings = config.objective
+    if settings.draws_labels:
+        settings = settings.model_copy(update={"hard_label": "data"})
+    objective = HybridObjective(settings, vocab_size, extra_features=extra)
+    return DistillationLoss(objective, teacher, end_of_document=config.data.end_of_document)
 
 
 @torch.no_grad()

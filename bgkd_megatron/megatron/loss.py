@@ -7,6 +7,8 @@ their own memory as the gradient; no logits-sized tensor is added.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives.hybrid import HybridObjective
-from bgkd_megatron.objectives.metrics import token_metrics
+from bgkd_megatron.objectives.metrics import bridges_and_gardens, token_metrics
+from bgkd_megatron.sequence_layout import SequenceLayout
 from bgkd_megatron.teacher.states import Teacher, TeacherStates
 from bgkd_megatron.vocab_shard import VocabShard
 
@@ -29,6 +32,7 @@ IGNORE_INDEX = -100
 """Label of a token that counts neither in the loss nor in its denominator."""
 
 _TOKENS = "tokens"
+_IN_BUCKETS = ("loss", "hard_loss", "soft_loss", "forward_kl")
 
 
 class Microbatch(NamedTuple):
@@ -46,6 +50,9 @@ class _Context:
 
     teacher: TeacherStates | None
     progress: float
+    seed: int
+    ends: Tensor | None
+    """[b, s] bool: the next position belongs to another document"""
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -59,6 +66,9 @@ class DistillationLoss:
     objective: of the real vocabulary; columns beyond it take part in no sum and get gradient 0.
     teacher: may be None when the objective needs none.  Needs Megatron's process groups.
     gradient_in_forward: as in `hybrid_loss`.
+    seed: of hard labels that are drawn.
+    end_of_document: token id after which another document begins; None: a sequence is one document.
+        For hard="risk_guided".
     The ranks compare what they pass to the loss at the first microbatch, and never again.
     """
 
@@ -68,28 +78,37 @@ class DistillationLoss:
         teacher: Teacher | None = None,
         *,
         gradient_in_forward: bool = False,
+        seed: int = 0,
+        end_of_document: int | None = None,
     ) -> None:
         self.objective = objective
         self.teacher = teacher
         self.gradient_in_forward = gradient_in_forward
+        self._seed = seed
+        self._end_of_document = end_of_document
         self._check_ranks = True
         group = parallel_state.get_tensor_model_parallel_group()
         self._tp_group = group if group.size() > 1 else None
 
-    def forward_step(self, progress: float = 0.0) -> ForwardStep:
+    def forward_step(self, progress: float = 0.0, iteration: int = 0) -> ForwardStep:
         """A `forward_step_func` for get_forward_backward_func().
 
-        progress: part of the run that is done, in [0, 1].  The loss function it returns gives the
+        progress: part of the run that is done, in [0, 1].  iteration: with it, the microbatch and
+        the data-parallel rank the labels are drawn anew.  The loss function it returns gives the
         sum of the losses, the number of tokens in it (int32) and the sums of the metrics: what
         calculate_per_token_loss=True expects.
         """
+
+        microbatches = itertools.count()
+        data_parallel = parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
         def step(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, LossFunction]:
             batch = next(batches)
             states = None
             if self.teacher is not None:
                 states = self.teacher.states(batch.tokens, batch.position_ids)
-            context = _Context(states, progress)
+            seed = _mixed(self._seed, iteration, next(microbatches), data_parallel)
+            context = _Context(states, progress, seed, self._document_ends(batch.tokens))
             loss = model(
                 batch.tokens,
                 batch.position_ids,
@@ -131,12 +150,42 @@ class DistillationLoss:
             progress=context.progress,
             inplace_backward=logits.requires_grad,
             gradient_in_forward=self.gradient_in_forward and logits.requires_grad,
+            seed=context.seed if self.objective.config.draws_labels else None,
+            sequences=self._sequences(seq_length, batch_size, context),
             check_ranks=self._check_ranks,
         )
         self._check_ranks = False
         metrics = token_metrics(stats, losses, labels)
         context.sums = {name: value.sum() for name, value in metrics.items()}
+        if "teacher_entropy" in metrics:
+            for bucket, members in bridges_and_gardens(stats).items():
+                for name in _IN_BUCKETS:
+                    of_members = torch.where(members, metrics[name], 0.0)
+                    context.sums[f"{bucket}/{name}"] = of_members.sum()
+                context.sums[f"{bucket}/{_TOKENS}"] = members.sum()
         return losses.loss.view(seq_length, batch_size).t().contiguous()
+
+    def _document_ends(self, tokens: Tensor) -> Tensor | None:
+        """[b, s]; the end of a sequence is the layout's to know."""
+        if self._end_of_document is None or not self.objective.config.couples_positions:
+            return None
+        ends = torch.zeros_like(tokens, dtype=torch.bool)
+        ends[:, :-1] = tokens[:, 1:] == self._end_of_document
+        return ends
+
+    def _sequences(
+        self, seq_length: int, batch_size: int, context: _Context
+    ) -> SequenceLayout | None:
+        if not self.objective.config.couples_positions:
+            return None
+        ends = None if context.ends is None else context.ends.t().reshape(-1)
+        return SequenceLayout(seq_length, batch_size, ends=ends)
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed that depends on all of them, in [0, 2^63)."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _sum_loss(
@@ -148,6 +197,7 @@ def _sum_loss(
 
 def mean_metrics(reports: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means over the tokens of all reports of all data-parallel ranks; "tokens" is their number.
+    "bridge/loss" is the mean over the tokens of that bucket.
 
     Collective over the data-parallel group.  Without a token there are no means.
     """
@@ -155,6 +205,9 @@ def mean_metrics(reports: list[dict[str, Tensor]]) -> dict[str, float]:
     sums = torch.stack([torch.stack([r[name].double() for name in names]) for r in reports]).sum(0)
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     values = dict(zip(names, sums.tolist(), strict=True))
-    tokens = values.pop(_TOKENS)
-    means = {name: value / tokens for name, value in values.items()} if tokens else {}
-    return {**means, _TOKENS: tokens}
+    means = {_TOKENS: values[_TOKENS]}
+    for name, value in values.items():
+        bucket, slash, metric = name.rpartition("/")
+        if metric != _TOKENS and (count := values[f"{bucket}{slash}{_TOKENS}"]):
+            means[name] = value / count
+    return means

@@ -57,6 +57,8 @@ class _Run:
             HybridObjective(config.objective, vocab_size),
             teacher if config.objective.needs_teacher else None,
             gradient_in_forward=config.training.gradient_in_forward,
+            seed=config.training.seed,
+            end_of_document=config.data.end_of_document,
         )
         self.valid_loss = evaluation_loss(config, vocab_size, teacher)
         factory = build.dataset_factory(config, vocab_size)
@@ -116,7 +118,9 @@ class _Run:
         data_parallel = parallel_state.get_data_parallel_world_size()
         micro_batch_size = config.training.micro_batch_size
         reports = get_forward_backward_func()(
-            forward_step_func=self.loss.forward_step(state.iteration / config.training.steps),
+            forward_step_func=self.loss.forward_step(
+                state.iteration / config.training.steps, state.iteration
+            ),
             data_iterator=batches,
             model=state.model,
             num_microbatches=config.training.global_batch_size

@@ -8,7 +8,7 @@ from torch import Tensor
 from bgkd_megatron.objectives.token_losses import TokenLosses
 from bgkd_megatron.statistics import Feature, VocabStats
 
-__all__ = ["STUDENT_METRICS", "TEACHER_METRICS", "token_metrics"]
+__all__ = ["STUDENT_METRICS", "TEACHER_METRICS", "bridges_and_gardens", "token_metrics"]
 
 STUDENT_METRICS = Feature.LABEL | Feature.STUDENT_ENTROPY
 TEACHER_METRICS = (
@@ -57,3 +57,28 @@ def token_metrics(
             metrics["teacher_accuracy"] = stats.teacher_argmax == labels
     zero = torch.zeros_like(stats.student_lse)
     return {name: torch.where(stats.valid, value, zero) for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def bridges_and_gardens(
+    stats: VocabStats, fraction: float = 0.25, by: str = "entropy"
+) -> dict[str, Tensor]:
+    """{"bridge": [N] bool, "garden": [N] bool}: the tokens of which the teacher is surest, and
+    those of which it is least sure; this fraction of the valid ones each, more where they are tied.
+
+    by: "entropy" of the teacher, or its "confidence", the probability of its likeliest token.
+    The quantiles are those of these N tokens.  Raises ValueError for another fraction than one
+    in (0, 0.5], and when the statistic was not computed.
+    """
+    if not 0.0 < fraction <= 0.5:
+        raise ValueError(f"fraction must be above 0 and at most 0.5, got {fraction}")
+    if by not in ("entropy", "confidence"):
+        raise ValueError(f"by must be 'entropy' or 'confidence', got {by!r}")
+    doubt = -stats.require("teacher_max_logprob")
+    if by == "entropy":
+        doubt = stats.require("teacher_entropy")
+    doubt = torch.where(stats.valid, doubt, torch.nan)  # in no bucket
+    if not doubt.numel():
+        return {"bridge": stats.valid, "garden": stats.valid}
+    low, high = doubt.nanquantile(doubt.new_tensor([fraction, 1.0 - fraction]))
+    return {"bridge": doubt <= low, "garden": doubt >= high}
