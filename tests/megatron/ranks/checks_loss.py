@@ -29,14 +29,19 @@ OBJECTIVES = {
     "curriculum_on_teacher_argmax": ObjectiveConfig(
         weighting="curriculum", hard_label="teacher_argmax"
     ),
+    "jensen_shannon_weighted_by_the_label": ObjectiveConfig(soft="jensen_shannon", weighting="wsl"),
+    "alpha_beta": ObjectiveConfig(soft="alpha_beta", alpha=0.4, beta=0.3, weighting="static"),
+    "risk_guided": ObjectiveConfig(preset="risk_guided", risk_gamma=0.9, soft="adaptive_kl"),
 }
 PROGRESS = 0.1  # halfway up the curriculum
+END = int(batch(VOCAB_PADDED)[0][1, 4])  # a token of the batch
 
 
 def checks(world_size: int) -> dict[str, Check]:
     found: dict[str, Check] = {
         "hard_loss_is_megatrons_cross_entropy": hard_loss_is_megatrons_cross_entropy,
         "nothing_to_learn_gives_zero": nothing_to_learn_gives_zero,
+        "labels_are_drawn_anew_for_each_microbatch": labels_are_drawn_anew,
     }
     for name, objective in OBJECTIVES.items():
         found[f"dense_formula_{name}"] = partial(dense_formula, objective=objective)
@@ -49,6 +54,13 @@ def microbatch(vocab_size: int) -> Microbatch:
     labels[0, 3:9] = IGNORE_INDEX
     labels[1, -1] = IGNORE_INDEX
     return Microbatch(tokens, labels, positions)
+
+
+def documents(tokens: Tensor) -> Tensor:
+    """[b s]: END begins another document, and so does every sequence."""
+    starts = tokens == END
+    starts[:, 0] = True
+    return starts.flatten().cumsum(0)
 
 
 def run_hook(model: Any, loss: DistillationLoss, inputs: Microbatch) -> tuple[Tensor, Tensor, dict]:
@@ -105,6 +117,7 @@ def dense_formula(workspace: Path, objective: ObjectiveConfig) -> None:
         loss = DistillationLoss(
             HybridObjective(objective, vocab_size),
             FrozenTeacher(teacher) if objective.needs_teacher else None,
+            end_of_document=END,
         )
         ours, _, report = run_hook(model, loss, inputs)
         our_gradients = gradients(model)
@@ -122,7 +135,13 @@ def dense_formula(workspace: Path, objective: ObjectiveConfig) -> None:
         )
         labels = inputs.labels.flatten()
         dense = reference.hybrid_loss(
-            z, t.detach(), labels, objective, vocab_size=vocab_size, progress=PROGRESS
+            z,
+            t.detach(),
+            labels,
+            objective,
+            vocab_size=vocab_size,
+            progress=PROGRESS,
+            documents=documents(inputs.tokens),
         )
         dense.loss.sum().backward()
         torch.testing.assert_close(ours.flatten(), dense.loss.detach(), rtol=1e-4, atol=1e-5)
@@ -133,6 +152,31 @@ def dense_formula(workspace: Path, objective: ObjectiveConfig) -> None:
         for name, values in (("loss", dense.loss), ("soft_weight", dense.soft_weight)):
             expected = values.sum().item() / num_tokens
             assert abs(means[name] - expected) < 1e-4, (name, means[name], expected)
+
+
+def labels_are_drawn_anew(workspace: Path) -> None:
+    """The same for the same iteration and place in it, on all ranks; others otherwise."""
+    with layout(dist.get_world_size()):
+        model = load(workspace, "student", VOCAB_PADDED)
+        teacher = FrozenTeacher(load(workspace, "teacher", VOCAB_PADDED))
+        inputs = microbatch(VOCAB_PADDED)
+        for hard_label in ("teacher_sample", "random"):
+            settings = ObjectiveConfig(hard_label=hard_label)
+            loss = DistillationLoss(HybridObjective(settings, VOCAB_PADDED), teacher, seed=7)
+
+            def losses(iteration: int, batches: int, loss: DistillationLoss = loss) -> list[Tensor]:
+                step = loss.forward_step(PROGRESS, iteration)
+                both = iter([inputs] * batches)
+                with torch.no_grad():
+                    return [step(both, model)[0] for _ in range(batches)]
+
+            first, second = losses(3, 2)
+            assert losses(3, 1)[0].equal(first)
+            assert not second.equal(first)
+            assert not losses(4, 1)[0].equal(first)
+            everyone = [torch.empty_like(first) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, first)
+            assert all(other.equal(first) for other in everyone)
 
 
 def nothing_to_learn_gives_zero(workspace: Path) -> None:
