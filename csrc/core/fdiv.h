@@ -67,8 +67,9 @@ BGKD_INLINE bool is_zero_exponent(float x) {
 }
 
 struct FdivParams {
-  float lambda;       // of a mixture
-  float alpha, beta;  // of kAlphaBeta
+  float lambda;  // of a mixture
+  float alpha;   // of kAlphaBeta
+  float beta;
 };
 
 // The normalization of one token's distributions. log2 p = (t - max) log2e - log2_sum.

@@ -17,6 +17,7 @@ from vocab_kernels.checks import assert_clean, assert_gradient, assert_within
 from vocab_kernels.contract import (
     ALL_FEATURES,
     BF16,
+    EXPONENTS,
     FP32,
     LOGIT_TYPES,
     Divergence,
@@ -34,6 +35,9 @@ from vocab_kernels.rows import (
     INFINITE,
     Pair,
     Pattern,
+    common_holes,
+    even,
+    offset,
     ordinary,
     student_holes,
     student_nan,
@@ -63,7 +67,8 @@ OF_DIVERGENCE = np.linspace(-1, 1, len(ROWS)).astype(np.float32)
 OF_DIVERGENCE[-3:] = 0.0
 # (divergence, lambda): symmetric, and far from it
 SKEWS = {Divergence.JENSEN_SHANNON: 0.5, Divergence.SKEW_FORWARD: 0.1,
-         Divergence.SKEW_REVERSE: 0.1, Divergence.TOTAL_VARIATION: 0.5}  # fmt: skip
+         Divergence.SKEW_REVERSE: 0.1, Divergence.TOTAL_VARIATION: 0.5,
+         Divergence.ALPHA_BETA: 0.5}  # fmt: skip
 # (shape, in place, padding)
 CASES = [
     ("no column", False, 2),
@@ -80,22 +85,28 @@ kinds = pytest.mark.parametrize("kind", Divergence, ids=lambda k: k.name)
 def check(
     launchers: Launchers, p: Problem, kind: Divergence, layout: Layout, *, in_place: bool = False,
     padding: int = 0, skew: float | None = None, features: Feature = ALL_FEATURES,
-    rows: Sequence[tuple[Pattern, str]] = ROWS, **options: float,
+    rows: Sequence[tuple[Pattern, str]] = ROWS, exponents: tuple[float, float] = EXPONENTS,
+    **options: float,
 ) -> list[Outcome]:  # fmt: skip
     """rows: the problem's."""
     skew = float(np.float32(SKEWS[kind] if skew is None else skew))
     if p.columns:
-        exact, stats = FDivergence(p.model, kind, skew), stacked(p.model.finished(), features)
+        exact, stats = (
+            FDivergence(p.model, kind, skew, exponents),
+            stacked(p.model.finished(), features),
+        )
         sums = np.stack([exact.divergence.value, exact.slope.value]).astype(np.float32)
     else:
         stats = np.zeros((len(stat_rows(features)), p.rows), np.float32)
         sums = stats[:2]
-    found = launchers.vocab_fdiv(p, stats, kind, skew, layout, features, **options)
+    found = launchers.vocab_fdiv(
+        p, stats, kind, skew, layout, features, exponents=exponents, **options
+    )
     assert_clean(found)
     upstream, of_divergence = upstream_of([k for _, k in rows], features), OF_DIVERGENCE[: p.rows]
     outcome = launchers.vocab_fdiv_gradient(
         p, stats, packed(upstream, p.rows, features), sums, of_divergence, kind, skew, layout,
-        features, in_place=in_place, padding=padding, **options,
+        features, in_place=in_place, padding=padding, exponents=exponents, **options,
     )  # fmt: skip
     assert_clean(outcome)
     if not p.columns:
@@ -131,6 +142,21 @@ def test_any_schedule(launchers: Launchers, dtype: LogitType, kind: Divergence) 
             *((pattern, "zero") for pattern in INFINITE)]  # fmt: skip
     p = Problem(dtype, 130 * dtype.vector + 3, [pattern for pattern, _ in rows])
     check(launchers, p, kind, Layout(64, 2), in_place=True, rows=rows, seed=1, noise=1.0)
+
+
+@pytest.mark.parametrize(
+    "exponents",
+    [(1.0, 1.0), (0.9, -0.3), (-0.4, 1.2), (0.3, -0.3), (0.6, 0.0), (0.0, 0.6), (0.0, 0.0),
+     (-0.5, 0.0), (0.0, -0.5)],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=lambda d: d.name)  # float16 overflows
+def test_exponents(launchers: Launchers, dtype: LogitType, exponents: tuple[float, float]) -> None:
+    """Negative ones, and every limit; of rows in which both models have all tokens."""
+    rows = [(even, "both labels"), (ordinary, "general"), (even, "softened"), (offset, "zero"),
+            (common_holes, "zero")]  # fmt: skip
+    p = Problem(dtype, 130 * dtype.vector + 3, [pattern for pattern, _ in rows])
+    check(launchers, p, Divergence.ALPHA_BETA, Layout(64, 2), in_place=True, padding=3, rows=rows,
+          exponents=exponents, noise=1.0)  # fmt: skip
 
 
 @pytest.mark.parametrize("skew", [0.001, 0.999])

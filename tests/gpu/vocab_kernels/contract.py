@@ -31,6 +31,11 @@ class Divergence(IntEnum):
     SKEW_FORWARD = 1
     SKEW_REVERSE = 2
     TOTAL_VARIATION = 3
+    ALPHA_BETA = 4
+
+
+# (alpha, beta) where a test says nothing else: no limit, finite whatever a model excludes
+EXPONENTS = (0.7, 0.4)
 
 
 class SoftTerm(IntEnum):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from .bounded import EPSILON, LN2, Bounded, finite, masked, weighted
-from .contract import Divergence
+from .contract import EXPONENTS, Divergence
 from .formulas import Model
 
 # Statistics through which a gradient flows to the student.
@@ -16,6 +16,7 @@ DIFFERENTIABLE = ("student_sum", "student_entropy", "student_at_label", "student
 MULTIPLES_OF_Q = ("student_sum", "student_at_label", "student_at_teacher_argmax")
 
 Array = np.ndarray
+Term = tuple[Array, Array]  # values and their errors
 FLUSHED = 2.0**-126  # a smaller probability may be lost, and with it what it is multiplied by
 
 
@@ -94,17 +95,23 @@ def _pair(
 class FDivergence:
     """One divergence of q = softmax(z) and p = softmax(t): D = S d, slope = S q g, and d D / d z.
 
-    All values but those of total variation pass through numbers times 2^60, so that exponents are
+    All values of mixtures pass through numbers times 2^60, so that exponents are
     rounded as numbers of that size are.
     """
 
-    def __init__(self, model: Model, kind: Divergence, skew: float) -> None:
+    def __init__(
+        self, model: Model, kind: Divergence, skew: float,
+        exponents: tuple[float, float] = EXPONENTS,
+    ) -> None:  # fmt: skip
         self.q, self.p = Distribution(model.z), Distribution(model.t)
         self.model, self.skipped = model, model.skipped
+        self.ascent: Array | None = None
         q, p = self.q.probability, self.p.probability
         with np.errstate(all="ignore"):
             if kind == Divergence.TOTAL_VARIATION:
                 self._total_variation(q, p)
+            elif kind == Divergence.ALPHA_BETA:
+                self._alpha_beta(*(float(np.float32(c)) for c in exponents))
             else:
                 of_teacher = skew if kind == Divergence.SKEW_FORWARD else 1 - skew
                 p_log, q_log = np.log(of_teacher) + self.p.log, np.log1p(-of_teacher) + self.q.log
@@ -121,6 +128,52 @@ class FDivergence:
         size = self.q.error + self.p.error + 8 * EPSILON * d
         self.divergence = Bounded(d.sum(1), size.sum(1))
         self.slope = self._slope()
+
+    def _alpha_beta(self, alpha: float, beta: float) -> None:
+        """Here q g is what is known, `ascent`; g itself has no bound."""
+        q_log, p_log = (np.maximum(x.log, -1e30 * LN2) for x in (self.q, self.p))
+        present = q_log + p_log > -1.5e30 * LN2
+        total = 0.0 if abs(alpha + beta) < 1e-5 else alpha + beta
+
+        def power(of_p: float, of_q: float) -> Term:
+            value = np.exp(of_p * p_log + of_q * q_log)
+            error = abs(of_p) * (self.p.log_error + 4 * EPSILON * np.abs(finite(self.p.log)))
+            error = error + abs(of_q) * (
+                self.q.log_error + 4 * EPSILON * np.abs(finite(self.q.log))
+            )
+            return value, value * (error + 6 * EPSILON) + FLUSHED
+
+        def gap(c: float, x: Term, y: Term, limit: Term) -> Term:
+            if c == 0:
+                return limit
+            error = x[1] + y[1] + 4 * EPSILON * (x[0] + y[0])
+            return (x[0] - y[0]) / c, error / abs(c)
+
+        ratio = q_log - p_log
+        ratio_error = self.q.log_error + self.p.log_error + 4 * EPSILON * np.abs(ratio)
+        ratio_error = ratio_error + 2 * EPSILON * (np.abs(q_log) + np.abs(p_log))
+        cross, of_q, of_p = power(alpha, beta), power(0, total), power(total, 0)
+        rise = gap(total, of_q, of_p, (ratio, ratio_error))
+
+        def times_ratio(x: Term) -> Term:
+            return weighted(x[0], ratio), x[1] * np.abs(ratio) + x[0] * ratio_error
+
+        if alpha:
+            self.ascent, self.ascent_error = gap(alpha, of_q, cross, rise)
+            fall = gap(beta, cross, of_p, times_ratio(cross))
+            d = (rise[0] - fall[0]) / alpha, (rise[1] + fall[1]) / abs(alpha)
+        elif beta:
+            self.ascent, self.ascent_error = times_ratio(of_q)
+            d = (self.ascent - rise[0]) / beta, (self.ascent_error + rise[1]) / abs(beta)
+        else:
+            self.ascent, self.ascent_error = ratio, ratio_error
+            d = ratio**2 / 2, np.abs(ratio) * (ratio_error + 2 * EPSILON * np.abs(ratio))
+        terms, errors, self.ascent, self.ascent_error = (
+            np.where(present, x, 0.0) for x in (*d, self.ascent, self.ascent_error)
+        )
+        self.divergence = Bounded(terms.sum(1), (errors + 20 * EPSILON * np.abs(terms)).sum(1))
+        rounding = 20 * EPSILON * np.abs(self.ascent)
+        self.slope = Bounded(self.ascent.sum(1), (self.ascent_error + rounding).sum(1))
 
     def _logarithmic(self, kind: Divergence, skew: float, m_log: np.ndarray) -> None:
         """m_log: ln of the mixture."""
@@ -179,6 +232,12 @@ class FDivergence:
         """[N, V]; upstream: d loss / d divergence, [N]."""
         q, up = self.q.probability, upstream[:, None].astype(np.float64)
         slope = self.slope.value[:, None]
+        if self.ascent is not None:
+            value = up * (self.ascent - q * slope)
+            error = self.ascent_error + 4 * EPSILON * np.abs(self.ascent)
+            error = error + q * np.asarray(self.slope.error)[:, None]
+            error = np.abs(up) * (error + (self.q.error + 6 * EPSILON * q) * np.abs(slope))
+            return masked(Bounded(value, error), self.skipped[:, None])
         with np.errstate(invalid="ignore"):
             value = up * weighted(q, self.g - slope)
         size = np.abs(finite(self.g)) + np.abs(slope)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from .build import SOURCES
 from .contract import LOGIT_TYPES, Divergence, Feature, LogitType
 
-CONTRACT = ("core/merge.h", "core/objective.h", "vocab_stats.h", "vocab_fdiv.h", "fused_loss.h",
-            "launch_plan.h")  # fmt: skip
+CONTRACT = ("core/merge.h", "core/objective.h", "core/fdiv.h", "vocab_stats.h",
+            "vocab_fdiv.h", "fused_loss.h", "launch_plan.h")  # fmt: skip
 FEATURES = {
     "kTeacher": Feature.TEACHER,
     "kLabel": Feature.LABEL,
@@ -38,6 +38,8 @@ def _structs() -> dict[str, type[ctypes.Structure]]:
     for header in CONTRACT:
         for name, body in re.findall(r"^struct (\w+) {(.*?)}", _code(header), re.M | re.S):
             declared = re.findall(r"^\s*(?:const )?(\w+)(\*?) (\w+);", body, re.M)
+            if any(not star and t not in types for t, star, _ in declared):
+                continue  # of the kernels' own
             fields = [(field, ctypes.c_void_p if star else types[t]) for t, star, field in declared]
             found[name] = types[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
     return found

@@ -15,7 +15,7 @@ import ptx
 from stand_in_runtime import HostLaunch, StandInRuntime
 
 from .build import ShippedKernels
-from .contract import ALL_FEATURES, Divergence, Feature, stat_rows
+from .contract import ALL_FEATURES, EXPONENTS, Divergence, Feature, stat_rows
 from .headers import CudaPlan, FusedPlan, SharedMemory, structs
 from .objectives import Objective
 from .problem import IGNORED, WHOLE_ROWS, Layout, Problem
@@ -131,15 +131,17 @@ class Launchers:
 
     def vocab_fdiv(
         self, problem: Problem, global_stats: np.ndarray, kind: Divergence, skew: float,
-        layout: Layout = WHOLE_ROWS, features: Feature = Feature.TEACHER, **options: Any,
+        layout: Layout = WHOLE_ROWS, features: Feature = Feature.TEACHER, *,
+        exponents: tuple[float, float] = EXPONENTS, **options: Any,
     ) -> Outcome:  # fmt: skip
+        """skew: lambda of a mixture."""
         device = ptx.Device(CAPACITY)
         plan = layout.plan(problem.columns, problem.dtype)
         sums = device.allocate((2, problem.rows), np.float32, "sums")
         args = structs.FdivArgs(
             self._shard(device, problem, layout, features), self._labels(device, problem), kind,
-            skew, features, problem.rows, device.upload(global_stats, "global").address,
-            sums.address,
+            structs.FdivParams(skew, *exponents), features, problem.rows,
+            device.upload(global_stats, "global").address, sums.address,
         )  # fmt: skip
         workspace = 0
         if plan.parts > 1:
@@ -151,7 +153,8 @@ class Launchers:
         self, problem: Problem, global_stats: np.ndarray, upstream: np.ndarray, sums: np.ndarray,
         upstream_divergence: np.ndarray, kind: Divergence, skew: float,
         layout: Layout = WHOLE_ROWS, features: Feature = Feature.TEACHER, *,
-        in_place: bool = False, padding: int = 0, **options: Any,
+        in_place: bool = False, padding: int = 0, exponents: tuple[float, float] = EXPONENTS,
+        **options: Any,
     ) -> Outcome:  # fmt: skip
         """upstream: [rows, N], of the statistics; upstream_divergence: [N]; sums: [2, N]."""
         device = ptx.Device(CAPACITY)
@@ -160,7 +163,7 @@ class Launchers:
             device, problem, global_stats, upstream, layout, features, columns, in_place
         )
         args = structs.FdivGradientArgs(
-            stats, kind, skew, device.upload(sums, "sums").address,
+            stats, kind, structs.FdivParams(skew, *exponents), device.upload(sums, "sums").address,
             device.upload(upstream_divergence, "upstream of the divergence").address,
         )  # fmt: skip
         plan = layout.plan(columns, problem.dtype)
