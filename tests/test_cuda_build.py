@@ -28,11 +28,9 @@ def test_kernels_were_compiled_by_the_cuda_of_torch() -> None:
 
 
 def test_every_operator_has_a_kernel_for_every_device() -> None:
-    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("bgkd::")}
-    assert names == {f"bgkd::{name}" for name in ARGUMENTS}
-    for name in names:
+    for name in ARGUMENTS:
         for key in ("CPU", "CUDA", "Meta"):
-            assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key), (name, key)
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bgkd::{name}", key), (name, key)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
