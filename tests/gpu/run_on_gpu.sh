@@ -110,7 +110,7 @@ all_steps() {
   # Split into words: they are options.
   # shellcheck disable=SC2086
   step "kernel benchmark" "$kernels" $shapes --json "${report%.txt}-kernels.jsonl"
-  step "loss benchmark" "$PYTHON" benchmarks/cpu_loss.py --device cuda --json "${report%.txt}-losses.json"
+  step "loss benchmark" "$PYTHON" benchmarks/loss.py --device cuda --json "${report%.txt}-losses.json"
   if ! ((dry_run)); then
     printf '\n==== summary\n'
     printf '%s\n' "${summary[@]}"
