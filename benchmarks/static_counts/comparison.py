@@ -4,7 +4,7 @@ distillation, its teacher logit."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
@@ -16,8 +16,6 @@ from static_counts.trace import OurOperation, TorchOperation, Trace, recording
 
 TENSOR_PARALLEL = 8
 """ranks"""
-NEGLIGIBLE_BYTES = 0.1
-"""for each position: of operations on a few numbers for each token"""
 
 
 @dataclass
@@ -61,8 +59,9 @@ class Row:
 
 def compare(vocab_size: int, capability: int, losses: Iterable[Loss] = LOSSES) -> list[Row]:
     """One row for each loss. What cannot be counted here says why."""
-    ours = OurKernels(capability)
-    with _group_of_many() as group:
+    losses, ours = list(losses), OurKernels(capability)
+    is_parallel = any(loss.tensor_parallel for loss in losses)
+    with _group_of_many() if is_parallel else nullcontext() as group:
         return [
             _counted(loss, _place(loss, vocab_size, capability, group), ours) for loss in losses
         ]
@@ -97,12 +96,13 @@ def _counted(loss: Loss, place: Place, ours: OurKernels) -> Row:
 def _count_steps(row: Row, trace: Trace, ours: OurKernels) -> None:
     positions = NUM_TOKENS * row.num_columns
     for step in trace.steps:
-        if isinstance(step, TorchOperation):
-            if (count := step.bytes / positions) >= NEGLIGIBLE_BYTES:
-                row.torch_operations.append((step.name, count))
-        elif isinstance(step, OurOperation):
+        if isinstance(step, OurOperation):
             row.kernels += ours.of(step, row.num_columns)
-        elif step.largest_tensor >= positions:  # else it is given statistics
+        elif step.largest_tensor < positions:
+            continue  # of a few numbers for each token
+        elif isinstance(step, TorchOperation):
+            row.torch_operations.append((step.name, step.bytes / positions))
+        else:
             row.kernels.append(of_triton(step, row.num_columns))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +34,10 @@ PER_TOKEN = ("merge_stats", "merge_loss")
 
 
 class OurKernels:
-    """nvcc runs where its results are not in build/kernels."""
+    """Of one architecture."""
 
     def __init__(self, capability: int) -> None:
         self._capability = capability
-
-    @cached_property
-    def _kernels(self) -> list[SassKernel]:
-        nvcc = find_tool("nvcc")
-        if nvcc is None:
-            raise FileNotFoundError("nvcc is not on PATH, in CUDA_HOME or in site-packages")
-        with tempfile.TemporaryDirectory() as scratch:
-            cubins = build(Compiler(nvcc, Path(scratch))).cubins(ARCHITECTURES[self._capability])
-        return [
-            kernel
-            for cubin in cubins
-            if cubin.name.startswith(SOURCES)
-            for kernel in disassemble(cubin)
-            if "bfloat16" in kernel.name
-        ]
 
     def of(self, operation: OurOperation, num_columns: int) -> list[KernelCount]:
         """In the order in which they run."""
@@ -131,7 +116,7 @@ class OurKernels:
         return None
 
     def _named(self, pattern: str) -> SassKernel:
-        found = [kernel for kernel in self._kernels if re.search(pattern, kernel.name)]
+        found = [kernel for kernel in _shipped(self._capability) if re.search(pattern, kernel.name)]
         if len(found) != 1:
             raise LookupError(f"{pattern} is the name of {len(found)} kernels, expected one")
         return found[0]
@@ -139,7 +124,7 @@ class OurKernels:
     def _instance(self, name: str, features: int) -> SassKernel:
         """Of those that compute these features, the cheapest: what the launcher takes, too."""
         fitting = []
-        for kernel in self._kernels:
+        for kernel in _shipped(self._capability):
             found = re.search(name + r"I13__nv_bfloat16Lj(\d+)E", kernel.name)
             if found is None:
                 continue
@@ -148,6 +133,23 @@ class OurKernels:
             if features & ~instance == 0 and (reads_teacher or name == "fused_kernel"):
                 fitting.append(kernel)
         return min(fitting, key=lambda kernel: _sweep(kernel, [ROUND]).loop.instructions)
+
+
+@cache
+def _shipped(capability: int) -> list[SassKernel]:
+    """nvcc runs where its results are not in build/kernels."""
+    nvcc = find_tool("nvcc")
+    if nvcc is None:
+        raise FileNotFoundError("nvcc is not on PATH, in CUDA_HOME or in site-packages")
+    with tempfile.TemporaryDirectory() as scratch:
+        cubins = build(Compiler(nvcc, Path(scratch))).cubins(ARCHITECTURES[capability])
+    return [
+        kernel
+        for cubin in cubins
+        if cubin.name.startswith(SOURCES)
+        for kernel in disassemble(cubin)
+        if "bfloat16" in kernel.name
+    ]
 
 
 def _sweep(kernel: SassKernel, widths: Sequence[int], loaded: int | None = None) -> Pass:

@@ -12,6 +12,7 @@ from unittest import mock
 
 from loss_bench.measure import ByteCounter
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class TorchOperation:
     name: str
     bytes: int
     """of the tensors that it reads and writes, each once"""
+    largest_tensor: int
+    """elements"""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,14 @@ class _OperationRecorder(ByteCounter):
             bound = dict(zip(names, args, strict=False)) | (kwargs or {})
             self._trace.steps.append(OurOperation(func._opname, bound))
         elif self.bytes > before:
-            self._trace.steps.append(TorchOperation(func.name(), self.bytes - before))
+            counted = self.bytes - before
+            largest = _largest_tensor((args, kwargs, result))
+            self._trace.steps.append(TorchOperation(func.name(), counted, largest))
         return result
+
+
+def _largest_tensor(tree: object) -> int:
+    return max((x.numel() for x in tree_leaves(tree) if isinstance(x, Tensor)), default=0)
 
 
 class _NoDevice:
@@ -77,7 +86,8 @@ class _NoDevice:
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        """Triton keeps the kernels of each device apart: so those of each architecture."""
+        return self._target.arch
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -112,7 +122,7 @@ def _triton_compiles_only(capability: int, trace: Trace) -> Iterator[None]:
                 kernel.asm["cubin"],
                 kwargs.get("BLOCK_SIZE"),
                 kernel.metadata.num_warps,
-                max(x.numel() for x in (*args, *kwargs.values()) if isinstance(x, Tensor)),
+                _largest_tensor((args, kwargs)),
             )
         )
         return kernel
