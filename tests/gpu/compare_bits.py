@@ -145,7 +145,9 @@ def summary(agreements: list[Agreement]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    device = parser.parse_args().device
+    parser.add_argument("--compile-only", action="store_true", help="kernels for the executor")
+    options = parser.parse_args()
+    device = options.device
     nvcc = find_tool("nvcc")
     if nvcc is None:
         parser.error("no nvcc on PATH, in CUDA_HOME or in site-packages: the executor needs PTX")
@@ -155,9 +157,12 @@ def main() -> int:
         ProcessPoolExecutor(1, mp_context=spawn) as elsewhere,
     ):
         gpu = elsewhere.submit(gpu_facts, device).result()
+        compiler = Compiler(nvcc, Path(folder))
+        kernels = build(compiler, (gpu.arch,))
+        if options.compile_only:
+            return 0
         results = elsewhere.submit(on_device, device)
-        runtime = StandInRuntime(Compiler(nvcc, Path(folder)))
-        kernels = build(runtime.compiler, (gpu.arch,))
+        runtime = StandInRuntime(compiler)
         launchers = Launchers(runtime, host_library(runtime, kernels), kernels, gpu.arch)
         print(f"{gpu.name} and the executor with the PTX of {gpu.arch}")
         print(f"{'launch':<58} {'must agree':^20} {'approximations':^20} {'largest':>7}")
