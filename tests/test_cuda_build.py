@@ -57,8 +57,8 @@ def test_fake_tensors_stay_on_the_device(name: str) -> None:
 
 
 def test_a_loss_traces_on_fake_tensors() -> None:
-    """Nothing asks the device for a value. Forward alone, because autograd's engine wants a GPU, and
-    not in place, because that looks at addresses, which these tensors do not have."""
+    """Nothing asks the device for a value. Forward alone, as autograd's engine wants a GPU, and
+    not in place, as that looks at addresses, which these tensors do not have."""
     objective = HybridObjective(ObjectiveConfig(), 100)
     with FakeTensorMode():
         student = torch.empty(6, 104, dtype=torch.bfloat16, device="cuda", requires_grad=True)
