@@ -65,7 +65,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 bench: $(VENV)/.installed-bench
-	$(PY) benchmarks/cpu_loss.py $(ARGS)
+	$(PY) benchmarks/loss.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(BUILD) bgkd_megatron/*.so

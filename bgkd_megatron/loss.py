@@ -57,7 +57,7 @@ def hybrid_loss(
     check_ranks compares the objective's configuration, the progress, the seed and the weights,
     too: a weighting of your own must return the same on all ranks.
     Raises as `vocab_stats` and HybridObjective, and ValueError for an objective of another
-    vocabulary.
+    vocabulary or one that needs labels which are not there.
     """
     features = objective.features
     if labels is None and not objective.config.draws_labels:
@@ -79,6 +79,7 @@ def hybrid_loss(
     def local() -> tuple[NamedObjective | None, Tensor | None]:
         """What the kernels evaluate, if they do; partial statistics where they are needed."""
         _check_vocabulary(objective, shard)
+        _check_labels(objective, labels)
         if objective.fdivergence is not None:
             vocab_fdiv.check(arguments, objective.fdivergence)
         named = None
@@ -161,6 +162,16 @@ def _check_vocabulary(objective: HybridObjective, shard: VocabShard) -> None:
             f"hybrid_loss: the objective is of a vocabulary of {objective.vocab_size} token ids, "
             f"the shard of one of {shard.vocab_size}: give both the real vocabulary, without "
             "padding"
+        )
+
+
+def _check_labels(objective: HybridObjective, labels: Tensor | None) -> None:
+    if labels is None and objective.needs_labels:
+        raise ValueError(
+            f"hybrid_loss: the objective reads the data's labels (hard_label="
+            f"{objective.config.hard_label!r}, weighting={objective.config.weighting!r}), so labels "
+            "must be token ids [N], got None: pass labels, or take hard_label='teacher_argmax' and "
+            "a weighting that reads none"
         )
 
 

@@ -96,11 +96,18 @@ def test_one_rank_compares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked.loss.equal(hybrid_loss(z, t, labels, objective, shard=shard)[0].loss)
 
 
-def test_data_labels_that_are_missing_are_named() -> None:
+@pytest.mark.parametrize("gradient_in_forward", [False, True])
+def test_data_labels_that_are_missing_are_named(gradient_in_forward: bool) -> None:
+    """Also without weight of the hard term: the kernels read the label all the same."""
     z, t = (make_logits(4, VOCAB, seed) for seed in (0, 1))
-    objective = HybridObjective(ObjectiveConfig(), VOCAB)
-    with pytest.raises(ValueError, match="label"):
-        hybrid_loss(z, t, None, objective, shard=VocabShard.even(VOCAB, VOCAB))
+    z = z.requires_grad_() * 1.0
+    objective = HybridObjective(ObjectiveConfig(weighting="static", soft_weight=1.0), VOCAB)
+    message = r'labels must be token ids \[N\], got None: pass labels, or take hard_label="teacher_'
+    with pytest.raises(ValueError, match=message):
+        hybrid_loss(
+            z, t, None, objective, shard=VocabShard.even(VOCAB, VOCAB),
+            gradient_in_forward=gradient_in_forward,
+        )  # fmt: skip
 
 
 def test_a_term_without_weight_cannot_spoil_the_loss() -> None:

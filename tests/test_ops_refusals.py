@@ -59,6 +59,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "power_exponent": 1.0,
         **OBJECTIVE,
     },
+    "merge_loss": {
+        "partial": STATS[None],
+        "labels": LABELS,
+        **SCALARS,
+        "power_exponent": 1.0,
+        **OBJECTIVE,
+    },
+    "scale_rows_": {"rows": Z, "scale": torch.ones(6)},
 }
 
 
@@ -95,6 +103,12 @@ REFUSED = [
     ("fused_loss_", {"vocab_size": 131}, "the logits must hold the whole vocabulary of 131"),
     ("fused_loss_", {"soft_term": 3}, "unknown objective: soft_term 3"),
     ("fused_loss_", {"soft_term": 2}, "the objective reads features"),
+    ("merge_loss", {"partial": STATS}, "partial must be [num_shards, rows, N], got shape"),
+    ("merge_loss", {"labels": meta(LABELS)}, "labels must be on cpu like the logits, got meta"),
+    ("merge_loss", {"soft_term": 3}, "unknown objective: soft_term 3"),
+    ("scale_rows_", {"rows": Z.double()}, "rows must be float32, bfloat16 or"),
+    ("scale_rows_", {"scale": torch.ones(5)}, "scale must be a contiguous [6], got shape [5]"),
+    ("scale_rows_", {"scale": meta(torch.ones(6))}, "scale must be on cpu like the logits, got"),
     *(
         (name, changes, message)
         for name in BACKWARDS
@@ -146,13 +160,21 @@ def test_refuses(name: str, changes: dict[str, Any], message: str, device: str) 
 
 
 @pytest.mark.parametrize("device", ops.DEVICES)
-@pytest.mark.parametrize("name", ["vocab_stats_backward_", "vocab_fdiv_backward_", "fused_loss_"])
-def test_inplace_refuses_logits_that_overlap(name: str, device: str) -> None:
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name.endswith("_")])
+def test_inplace_refuses_rows_that_overlap(name: str, device: str) -> None:
+    written = "rows" if name == "scale_rows_" else "student_logits"
     with pytest.raises(RuntimeError, match="single memory location"):
-        call(name, device, student_logits=Z[:1].expand(6, COLUMNS))
+        call(name, device, **{written: Z[:1].expand(6, COLUMNS)})
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_takes_the_good_arguments(name: str) -> None:
-    changes = {} if name == "merge_stats" else {"student_logits": Z.clone()}
-    call(name, "cpu", **changes)
+    tensors = {
+        n: value.clone() for n, value in ARGUMENTS[name].items() if isinstance(value, Tensor)
+    }
+    call(name, "cpu", **tensors)
+
+
+def test_every_operator_is_here() -> None:
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("bgkd::")}
+    assert names == {f"bgkd::{name}" for name in ARGUMENTS}

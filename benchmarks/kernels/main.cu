@@ -6,13 +6,14 @@
 
 #include "problem.cuh"
 #include "report.h"
+#include "roofline.h"
 
 using namespace bgkd;
 using namespace bgkd::bench;
 
 namespace {
 
-constexpr int kRight = 0, kFailed = 1, kBadOption = 2, kNoGpu = 3;
+constexpr int kRight = 0, kFailed = 1, kBadOption = 2;
 constexpr int64_t kWarmUps = 3;  // at most as many as are measured
 
 std::string version(int cuda) { return format("%d.%d", cuda / 1000, cuda % 1000 / 10); }
@@ -85,33 +86,62 @@ void measure(const Shape& shape, const Options& options, const Add& add) {
   }
 }
 
-int run(const Options& options) {
-  int count = 0;
-  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess || count == 0) {
-    std::fprintf(stderr, "kernel_benchmark: no GPU here (%s): nothing is measured\n",
-                 error == cudaSuccess ? "none is visible" : cudaGetErrorString(error));
-    return kNoGpu;
+// Text to the terminal, and the same as JSON to a file if there is one.
+class Output {
+ public:
+  explicit Output(const std::string& json) {
+    if (!json.empty()) json_.open(json);
+    if (!json_) throw UsageError("cannot write --json " + json);
   }
-  std::ofstream json;
-  if (!options.json.empty()) json.open(options.json);
-  if (!json) throw UsageError("cannot write --json " + options.json);
-  const auto print = [&](const std::string& text, const std::string& line) {
+  void print(const std::string& text, const std::string& line = "") {
     std::fputs(text.c_str(), stdout);
     std::fflush(stdout);
-    json << line << std::flush;
-  };
+    json_ << line << std::flush;
+  }
+
+ private:
+  std::ofstream json_;
+};
+
+// Why this machine has no GPU, or "". A GPU that cannot be used is an error.
+std::string missing_gpu() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {
+    return cudaGetErrorString(error);
+  }
+  check(error, "counting the GPUs");
+  return count == 0 ? "none is visible" : "";
+}
+
+int print_rooflines(const Options& options, const std::string& reason, Output& output) {
+  output.print("no GPU here (" + reason + "): nothing is measured\n" + roofline_head(),
+               roofline_json_head(reason));
+  for (const Shape& shape : options.shapes()) {
+    for (const PaperKernel& k : rooflines(shape, options))
+      output.print(table_line(k), json_line(k));
+  }
+  output.print(roofline_notes());
+  return kRight;
+}
+
+int run(const Options& options) {
+  Output output(options.json);
+  if (const std::string reason = missing_gpu(); !reason.empty()) {
+    return print_rooflines(options, reason, output);
+  }
   const DeviceFacts device = open_device(static_cast<int>(options.device));
-  print(table_head(device), json_line(device));
+  output.print(table_head(device), json_line(device));
   bool all_right = true;
   for (const Shape& shape : options.shapes()) {
     with_dtype<__nv_bfloat16, __half>(shape.dtype, [&]<class T>(T) {
       measure<T>(shape, options, [&](const Measurement& m) {
         all_right = all_right && m.problem.empty();
-        print(table_line(m, device), json_line(m, device));
+        output.print(table_line(m, device), json_line(m, device));
       });
     });
   }
-  print(notes(options.repetitions), "");
+  output.print(notes(options.repetitions));
   return all_right ? kRight : kFailed;
 }
 

@@ -80,14 +80,16 @@ struct Options {
 inline const char* const kUsage =
     "usage: kernel_benchmark [options]\n"
     "Checks each CUDA kernel against float64, then times it beside a copy of as many bytes.\n"
+    "Without a GPU: the times that the bandwidths of some GPUs allow, from the same bytes.\n"
     "  --tokens N,...     --columns V_local,...     every combination (default 4096, 128256)\n"
     "  --dtype LIST       of fp32, bf16, fp16 (default bf16)\n"
-    "  --kernels LIST     beginnings of names: stats, merge, gradient, fdiv, fused (default all)\n"
+    "  --kernels LIST     beginnings of names: stats, merge, loss, gradient, fdiv,\n"
+    "                     scale_rows, fused (default all)\n"
     "  --shards S         whose statistics the merge takes (default 8)\n"
     "  --repetitions R    of which median and quartiles are printed (default 30)\n"
     "  --device I         (default 0)\n"
     "  --json FILE        a line for the device, then one for each kernel\n"
-    "Exit status: 0 all right, 1 a kernel is wrong or fails, 2 bad option, 3 no GPU.\n";
+    "Exit status: 0 all right, 1 a kernel is wrong or fails, 2 bad option.\n";
 
 inline Options parse_options(const std::vector<std::string>& arguments) {
   Options o;

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <functional>
-#include <utility>
+#include <map>
 
 #include "../../csrc/cuda/launch.h"
 #include "device.cuh"
 #include "exact.h"
-#include "traffic.h"
+#include "kernel_list.h"
 
 namespace bgkd::bench {
 
@@ -20,33 +20,6 @@ struct Kernel {
   std::function<std::string(int64_t token, const ExactToken& exact)> difference;
 };
 
-constexpr uint32_t kBothKl = kForwardKl | kReverseKl,
-                   kBothEntropies = kStudentEntropy | kTeacherEntropy;
-const std::pair<const char*, uint32_t> kFeatureSets[] = {
-    {"stats/label", kLabel},
-    {"stats/forward_kl", kLabel | kTeacher | kForwardKl},
-    {"stats/reverse_kl", kLabel | kTeacher | kReverseKl},
-    {"stats/hybrid",
-     kLabel | kTeacher | kBothKl | kBothEntropies},  // a run's default, with metrics
-    {"stats/all", kAllFeatures},
-};
-using Trained = std::vector<std::pair<int, float>>;  // statistics and d loss / d statistic
-const std::pair<const char*, Trained> kGradients[] = {
-    {"gradient/student", {{kStudentAtLabel, -1.f}}},
-    {"gradient/linear", {{kForward, 0.75f}, {kStudentAtLabel, -0.25f}}},
-    {"gradient/general", {{kReverse, 0.75f}, {kStudentH, 0.5f}, {kStudentAtLabel, -0.25f}}},
-    {"gradient/softened", {{kSoftForward, 0.75f}, {kSoftReverse, 0.5f}}},
-};
-const std::pair<const char*, FDivergence> kDivergences[] = {
-    {"jensen_shannon", FDivergence::kJensenShannon},
-    {"skew_forward", FDivergence::kSkewForward},
-    {"skew_reverse", FDivergence::kSkewReverse},
-    {"total_variation", FDivergence::kTotalVariation},
-};
-// Cross-entropy and forward KL by the teacher's entropy; softened: the KL at a temperature.
-const std::pair<const char*, bool> kObjectives[] = {{"fused/hybrid", false},
-                                                    {"fused/softened", true}};
-
 template <class T>
 class Problem {
  public:
@@ -55,11 +28,10 @@ class Problem {
         n(s.num_tokens),
         v(s.num_columns),
         num_shards(std::min(shards, v)),
-        plan(plan_cuda_launch(n, v, sizeof(T), attribute(cudaDevAttrMultiProcessorCount))),
-        fused_plan(plan_fused_launch(v, sizeof(T),
-                                     {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                                      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-                                      attribute(cudaDevAttrClusterLaunch) != 0 ? 8 : 1})) {
+        plans(s, attribute(cudaDevAttrMultiProcessorCount),
+              {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+               attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+               attribute(cudaDevAttrClusterLaunch) != 0 ? 8 : 1}) {
     fill_logits(original, 1);
     fill_logits(teacher, 2);
     std::vector<int64_t> ids;
@@ -84,75 +56,86 @@ class Problem {
   }
 
   std::vector<Kernel> kernels() const {
-    const auto nothing = [] {};
+    std::map<std::string, int64_t> bytes;
+    for (const auto& [name, moved] : traffic(shape, num_shards, plans)) bytes[name] = moved;
     std::vector<Kernel> list;
+    const auto add = [&](const std::string& name, auto prepare, auto launch, auto difference) {
+      list.push_back({name, bytes.at(name), prepare, launch, difference});
+    };
+    const auto nothing = [] {};
     for (const auto& [name, features] : kFeatureSets) {
-      list.push_back({name, stats_bytes(shape, features, plan), nothing,
-                      [this, f = features] { stats(f); },
-                      [this, f = features](int64_t token, const ExactToken& exact) {
-                        merge(f, 1, global);
-                        return stats_difference(token, exact, f);
-                      }});
+      add(
+          name, nothing, [this, f = features] { stats(f); },
+          [this, f = features](int64_t token, const ExactToken& exact) {
+            merge(f, 1, global);
+            return stats_difference(token, exact, f);
+          });
     }
-    list.push_back({"merge", merge_bytes(shape, kAllFeatures, num_shards),
-                    [this] { stats_of_shards(); },
-                    [this] { merge(kAllFeatures, num_shards, global); },
-                    [this](int64_t token, const ExactToken& exact) {
-                      return stats_difference(token, exact, kAllFeatures);
-                    }});
+    add(
+        "merge", [this] { stats_of_shards(); }, [this] { merge(kAllFeatures, num_shards, global); },
+        [this](int64_t token, const ExactToken& exact) {
+          return stats_difference(token, exact, kAllFeatures);
+        });
+    add(
+        "loss", [this] { stats_of_shards(); }, [this] { loss(); },
+        [this](int64_t token, const ExactToken& exact) {
+          return loss_difference(token, exact, false);
+        });
     for (const auto& [name, trained] : kGradients) {
-      const bool reads_teacher = trained.front().first != kStudentAtLabel;
-      list.push_back({name, gradient_bytes(shape, kAllFeatures, reads_teacher),
-                      [this, &t = trained] { write_upstream(t); }, [this] { gradient(); },
-                      [this, &t = trained](int64_t token, const ExactToken& exact) {
-                        PerStat up{};
-                        double weight = 0;
-                        for (const auto& [stat, value] : t) {
-                          up[stat] = value;
-                          weight += std::fabs(value);
-                        }
-                        return gradient_difference(token, exact, exact.gradient(up), weight);
-                      }});
+      add(
+          name, [this, &t = trained] { write_upstream(t); }, [this] { gradient(); },
+          [this, &t = trained](int64_t token, const ExactToken& exact) {
+            const auto [up, weight] = derivatives(t);
+            return gradient_difference(token, exact, exact.gradient(up), weight);
+          });
     }
-    for (const auto& [name, kind] : kDivergences) {
-      list.push_back({std::string("fdiv/") + name, fdiv_bytes(shape, plan), nothing,
-                      [this, k = kind] { fdiv(k); },
-                      [this, k = kind](int64_t token, const ExactToken& exact) {
-                        return difference("the divergence", sums.read(token, 1)[0],
-                                          exact.divergence(k, kLambda));
-                      }});
-      list.push_back({std::string("fdiv_gradient/") + name,
-                      fdiv_gradient_bytes(shape, kAllFeatures),
-                      [this, k = kind] {
-                        fdiv(k);
-                        write_upstream({{kStudentAtLabel, -kHardWeight}});
-                        upstream_divergence.write(std::vector<float>(static_cast<size_t>(n), 1.f));
-                      },
-                      [this, k = kind] { fdiv_gradient(k); },
-                      [this, k = kind](int64_t token, const ExactToken& exact) {
-                        Logits expected;
-                        exact.divergence(k, kLambda, &expected);
-                        PerStat up{};
-                        up[kStudentAtLabel] = -kHardWeight;
-                        const Logits hard = exact.gradient(up);
-                        for (size_t i = 0; i < hard.size(); ++i) expected[i] += hard[i];
-                        return gradient_difference(token, exact, expected, 1 + kHardWeight);
-                      }});
+    for (const auto& [kind, divergence] : kDivergences) {
+      add(
+          "fdiv/" + kind, nothing, [this, d = divergence] { fdiv(d); },
+          [this, d = divergence](int64_t token, const ExactToken& exact) {
+            return difference("the divergence", sums.read(token, 1)[0],
+                              exact.divergence(d, kLambda));
+          });
+      for (const auto& [name, trained] : kFdivGradients) {
+        add(
+            name + kind,
+            [this, d = divergence, &t = trained] {
+              fdiv(d);
+              write_upstream(t);
+              upstream_divergence.write(std::vector<float>(static_cast<size_t>(n), 1.f));
+            },
+            [this, d = divergence] { fdiv_gradient(d); },
+            [this, d = divergence, &t = trained](int64_t token, const ExactToken& exact) {
+              Logits expected;
+              exact.divergence(d, kLambda, &expected);
+              const auto [up, weight] = derivatives(t);
+              const Logits beside = exact.gradient(up);
+              for (size_t i = 0; i < beside.size(); ++i) expected[i] += beside[i];
+              return gradient_difference(token, exact, expected, 1 + weight);
+            });
+      }
     }
-    if (fused_plan.cluster == 0) return list;  // the rows do not fit on the chip
+    add(
+        "scale_rows", [this] { scale.write(std::vector<float>(static_cast<size_t>(n), kScale)); },
+        [this] { scale_rows(); },
+        [this](int64_t token, const ExactToken& exact) {
+          Logits expected = row(original, token);
+          for (double& x : expected) x *= kScale;
+          return gradient_difference(token, exact, expected, 0);
+        });
+    if (plans.fused.cluster == 0) return list;  // the rows do not fit on the chip
     for (const auto& [name, softened] : kObjectives) {
-      list.push_back({name, fused_bytes(shape, fused_features(softened)), nothing,
-                      [this, s = softened] { fused(s); },
-                      [this, s = softened](int64_t token, const ExactToken& exact) {
-                        return fused_difference(token, exact, s);
-                      }});
+      add(
+          name, nothing, [this, s = softened] { fused(s); },
+          [this, s = softened](int64_t token, const ExactToken& exact) {
+            return fused_difference(token, exact, s);
+          });
     }
     return list;
   }
 
  private:
-  static constexpr float kInvTemperature = 0.5f, kPowerExponent = 0.3f, kLambda = 0.3f;
-  static constexpr float kHardWeight = 0.25f;  // beside a divergence
+  static constexpr float kPowerExponent = 0.3f, kLambda = 0.3f, kScale = 0.75f;
 
   static StatsParams params(uint32_t features) {
     return {features, kInvTemperature, kPowerExponent};
@@ -184,6 +167,18 @@ class Problem {
                          params(features), n,      result.data()};
     check(launch_merge_stats(args, nullptr), "merge");
   }
+  void loss() const {
+    const LossArgs args{
+        {partial.data(), num_shards, token_labels(), params(kAllFeatures), n, global.data()},
+        objective(false, log_vocab()),
+        losses.data(),
+        upstream.data()};
+    check(launch_loss(args, nullptr), "loss");
+  }
+  void scale_rows() const {
+    const ScaleArgs args{shape.dtype, student.data(), v, n, v, scale.data()};
+    check(launch_scale_rows(args, nullptr), "scale_rows");
+  }
   GradientArgs gradient_args() const {
     return {logits(kAllFeatures),
             token_labels(),
@@ -208,33 +203,32 @@ class Problem {
                                 upstream_divergence.data()};
     check(launch_vocab_fdiv_gradient(args, plan, nullptr), "fdiv_gradient");
   }
-  ObjectiveParams objective(bool softened) const {
-    ObjectiveParams o{};
-    o.soft = SoftTerm::kForwardKl;
-    o.softened = softened;
-    o.soft_scale = softened ? 1 / (kInvTemperature * kInvTemperature) : 1.f;
-    o.weight = SoftWeight::kShannon;
-    o.entropy_scale = static_cast<float>(1 / log_vocab());
-    o.hard = HardLabel::kData;
-    return o;
-  }
   double log_vocab() const { return std::log(static_cast<double>(std::max<int64_t>(v, 2))); }
-  uint32_t fused_features(bool softened) const { return objective_features(objective(softened)); }
   void fused(bool softened) const {
     const uint32_t features = fused_features(softened);
     const FusedArgs args{logits(features),
                          token_labels(),
                          params(features),
-                         objective(softened),
+                         objective(softened, log_vocab()),
                          n,
                          global.data(),
                          losses.data(),
                          student.data(),
                          v,
                          v};
-    check(launch_fused_loss(args, fused_plan, nullptr), "fused_loss");
+    check(launch_fused_loss(args, plans.fused, nullptr), "fused_loss");
   }
 
+  // d loss / d statistic, and the sum of the sizes.
+  static std::pair<PerStat, double> derivatives(const Trained& trained) {
+    PerStat up{};
+    double weight = 0;
+    for (const auto& [stat, value] : trained) {
+      up[stat] = value;
+      weight += std::fabs(value);
+    }
+    return {up, weight};
+  }
   void write_upstream(const Trained& trained) const {
     std::vector<float> values(static_cast<size_t>(kNumStats * n), 0.f);
     for (const auto& [stat, value] : trained) std::fill_n(values.begin() + stat * n, n, value);
@@ -256,23 +250,32 @@ class Problem {
                                   double weight) const {
     return exact.gradient_difference(row(student, token), expected, weight, shape.dtype);
   }
-  std::string fused_difference(int64_t token, const ExactToken& exact, bool softened) const {
+  // d loss / d statistic of an objective.
+  PerStat upstream_of(const ExactToken& exact, bool softened) const {
     const double weight = exact.stats[kTeacherH] / log_vocab();
-    const Stat soft = softened ? kSoftForward : kForward;
     PerStat up{};
-    up[soft] = weight * objective(softened).soft_scale;
+    up[softened ? kSoftForward : kForward] = weight * objective(softened, log_vocab()).soft_scale;
     up[kStudentAtLabel] = weight - 1;
-    const double loss =
-        up[soft] * exact.stats[soft] + up[kStudentAtLabel] * exact.stats[kStudentAtLabel];
-    const std::string found = difference("the loss", losses.read(token, 1)[0], loss);
+    return up;
+  }
+  std::string loss_difference(int64_t token, const ExactToken& exact, bool softened) const {
+    const PerStat up = upstream_of(exact, softened);
+    double loss = 0;
+    for (int stat : {kForward, kSoftForward, kStudentAtLabel}) loss += up[stat] * exact.stats[stat];
+    return difference("the loss", losses.read(token, 1)[0], loss);
+  }
+  std::string fused_difference(int64_t token, const ExactToken& exact, bool softened) const {
+    const std::string found = loss_difference(token, exact, softened);
     if (!found.empty()) return found;
-    return gradient_difference(token, exact, exact.gradient(up), 1 + up[soft]);
+    const PerStat up = upstream_of(exact, softened);
+    return gradient_difference(token, exact, exact.gradient(up),
+                               1 + up[kForward] + up[kSoftForward]);
   }
 
   const Shape shape;
   const int64_t n, v, num_shards;
-  const CudaPlan plan;
-  const FusedPlan fused_plan;
+  const Plans plans;
+  const CudaPlan& plan = plans.rows;
   const DeviceArray<T> student{n * v}, original{n * v}, teacher{n * v};
   const DeviceArray<int64_t> labels{n};
   const DeviceArray<float> partial{num_shards * kNumStats * n}, global{kNumStats * n};
@@ -280,7 +283,7 @@ class Problem {
   // Of all features, for the kernels that need global statistics.
   const DeviceArray<float> all_global{kNumStats * n};
   const DeviceArray<float> sums{kNumFdivSums * n}, upstream_divergence{n};
-  const DeviceArray<float> losses{kNumTokenLosses * n};
+  const DeviceArray<float> losses{kNumTokenLosses * n}, scale{n};
 };
 
 }  // namespace bgkd::bench

@@ -59,12 +59,12 @@ inline std::string quoted(const std::string& text) {
 inline std::string table_head(const DeviceFacts& d) {
   return format("%s, %d SMs up to %d MHz, memory up to %d MHz, %.0f GB/s\n", d.name.c_str(),
                 d.num_sms, d.max_sm_megahertz, d.max_memory_megahertz, d.peak_gb_per_second) +
-         format("%7s %8s %5s  %-28s %9s %9s %7s %7s %7s %7s\n", "N", "V_local", "dtype", "kernel",
+         format("%7s %8s %5s  %-38s %9s %9s %7s %7s %7s %7s\n", "N", "V_local", "dtype", "kernel",
                 "MiB", "us", "+-", "GB/s", "% peak", "% copy");
 }
 
 inline std::string table_line(const Measurement& m, const DeviceFacts& device) {
-  const std::string head = format("%7ld %8ld %5s  %-28s %9.1f", long{m.shape.num_tokens},
+  const std::string head = format("%7ld %8ld %5s  %-38s %9.1f", long{m.shape.num_tokens},
                                   long{m.shape.num_columns}, m.shape.dtype_name.c_str(),
                                   m.kernel.c_str(), static_cast<double>(m.bytes) / (1 << 20));
   if (!m.problem.empty()) return head + "  " + m.problem + '\n';

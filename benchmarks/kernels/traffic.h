@@ -26,6 +26,11 @@ inline int64_t merge_bytes(const Shape& s, uint32_t features, int64_t num_shards
   return row_bytes(s, 0, (num_shards + 1) * num_rows(features));
 }
 
+// The merge, the losses, and the statistics' upstream gradients.
+inline int64_t loss_bytes(const Shape& s, uint32_t features, int64_t num_shards) {
+  return row_bytes(s, 0, (num_shards + 2) * num_rows(features) + kNumTokenLosses);
+}
+
 // Statistics and their upstream gradients are read, too.
 inline int64_t gradient_bytes(const Shape& s, uint32_t features, bool reads_teacher) {
   return row_bytes(s, reads_teacher ? 3 : 2, 2 * num_rows(features));
@@ -39,6 +44,9 @@ inline int64_t fdiv_bytes(const Shape& s, const CudaPlan& plan) {
 inline int64_t fdiv_gradient_bytes(const Shape& s, uint32_t features) {
   return row_bytes(s, 3, 2 * num_rows(features) + 2);
 }
+
+// No labels.
+inline int64_t scale_rows_bytes(const Shape& s) { return 2 * s.tensor_bytes() + 4 * s.num_tokens; }
 
 inline int64_t fused_bytes(const Shape& s, uint32_t features) {
   return row_bytes(s, 3, num_rows(features) + kNumTokenLosses);

@@ -147,7 +147,9 @@ class _LayerOutput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, logits: Tensor, received: list[Tensor]) -> Tensor:
         ctx.received = received
-        return logits.view_as(logits)
+        # No view, or autograd would refuse a loss that writes over it.
+        alias = torch.empty(0, dtype=logits.dtype, device=logits.device)
+        return alias.set_(logits.untyped_storage(), 0, logits.size(), logits.stride())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:

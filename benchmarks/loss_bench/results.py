@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from bgkd_megatron import ops
-from bgkd_megatron.objectives import HybridObjective
-from loss_bench.problem import DTYPES, OBJECTIVES, Setting
+from loss_bench.problem import Setting
+from loss_bench.traffic import moved_bytes
 from loss_bench.variants import VARIANTS
 from loss_bench.worker import Facts, Seconds
 
@@ -40,6 +39,8 @@ class Row:
     """extra_bytes over the size of one logits tensor"""
     bytes_per_pair: float | None = None
     """ours: the kernels' launch plan; eager: every operation's inputs and outputs"""
+    gb_per_s: float | None = None
+    """those bytes over total_ms"""
     copy_fraction: tuple[float, float, float] | None = None
     """bandwidth of forward, backward, both (launch plan / time) over that of a copy; ours only"""
 
@@ -88,20 +89,22 @@ def measured_row(
         if not right:  # NaN is not right either
             row.status, row.reason = "void", "errors beyond the limits"
     if variant.ours and variant.task != "head_kl":
-        features = HybridObjective(OBJECTIVES[variant.task], setting.vocab_size).features
-        element_size = DTYPES[setting.dtype].itemsize
-        plan = ops.launch_plan(setting.num_tokens, setting.vocab_size, element_size, features)
-        moved = (plan["forward_bytes"], plan["backward_bytes"])
+        moved = moved_bytes(variant, setting)
         row.bytes_per_pair = sum(moved) / setting.pairs
         row.copy_fraction = (
             moved[0] / forward / copy, moved[1] / backward / copy, sum(moved) / total / copy,
         )  # fmt: skip
+    if row.bytes_per_pair is not None:
+        row.gb_per_s = row.bytes_per_pair * setting.pairs / total / 1e9
     return row
 
 
 def compare_to_ours(rows: list[Row]) -> None:
     """Fills in times_ours where ours of the same task was measured."""
-    ours = {row.task: row.total_ms for row in rows if VARIANTS[row.variant].ours}
+    ours: dict[str, float | None] = {}
+    for row in rows:
+        if VARIANTS[row.variant].ours:
+            ours.setdefault(row.task, row.total_ms)
     for row in rows:
         base = ours.get(row.task)
         if row.total_ms is not None and base is not None:

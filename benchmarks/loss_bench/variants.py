@@ -27,6 +27,8 @@ class Variant:
     make: Callable[[Setting], LossFunction]
     """May raise whatever a missing package or an unsupported machine raises."""
     ours: bool = False
+    gradient_in_forward: bool = False
+    """Of ours: one read of the logits instead of two."""
     compiled: bool = False
     """Its operations are invisible to the byte counter."""
     has_loss: bool = True
@@ -38,7 +40,7 @@ class Variant:
 # ---- ours
 
 
-def _ours(task: Task) -> Callable[[Setting], LossFunction]:
+def _ours(task: Task, gradient_in_forward: bool = False) -> Callable[[Setting], LossFunction]:
     def make(setting: Setting) -> LossFunction:
         objective = HybridObjective(OBJECTIVES[task], setting.vocab_size)
         shard = VocabShard.even(setting.vocab_size, setting.vocab_size)
@@ -47,7 +49,7 @@ def _ours(task: Task) -> Callable[[Setting], LossFunction]:
         def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
             losses, _ = hybrid_loss(
                 student, teacher if needs_teacher else None, labels, objective, shard=shard,
-                inplace_backward=True,
+                inplace_backward=True, gradient_in_forward=gradient_in_forward,
             )  # fmt: skip
             return losses.loss.mean()
 
@@ -195,13 +197,22 @@ def _head_alone(setting: Setting) -> LossFunction:
 
 
 _GPU = ("cuda",)  # written for it, or there to compare with what is
+
+
+def _ours_once(title: str, task: Task) -> Variant:
+    make = _ours(task, gradient_in_forward=True)
+    return Variant(title, task, make, ours=True, gradient_in_forward=True, devices=_GPU)
+
+
 VARIANTS = {
     "ours_hybrid": Variant("ours, hybrid", "hybrid", _ours("hybrid"), ours=True),
+    "ours_hybrid_once": _ours_once("ours, hybrid, one read", "hybrid"),
     "eager_hybrid": Variant("PyTorch eager, hybrid", "hybrid", lambda _: eager_hybrid),
     "compiled_hybrid": Variant(
         "PyTorch torch.compile, hybrid", "hybrid", _compiled(eager_hybrid), compiled=True
     ),
     "ours_kl": Variant("ours, forward KL", "kl", _ours("kl"), ours=True),
+    "ours_kl_once": _ours_once("ours, forward KL, one read", "kl"),
     "eager_kl": Variant("PyTorch eager, forward KL", "kl", lambda _: eager_kl),
     "lean_kl": Variant("PyTorch eager, F.kl_div", "kl", lambda _: lean_kl),
     "compiled_kl": Variant(

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from loss_bench.measure import ByteCounter, Stopwatch, peak_extra_bytes
+from loss_bench.measure import ByteCounter, Stopwatch, cache_flush, peak_extra_bytes
 from loss_bench.problem import DTYPES, Setting, gradient_error, make_problem
 from loss_bench.variants import VARIANTS
 
@@ -45,6 +45,7 @@ class VariantRunner:
         """Makes the inputs, warms up, and measures what is not time."""
         torch._dynamo.reset()
         self._device = setting.device
+        self._flush = cache_flush(setting.device)
         self._loss = self._variant.make(setting)
         self._problem = make_problem(setting, self._variant.task)
         has_loss = self._variant.has_loss
@@ -69,6 +70,7 @@ class VariantRunner:
     def run(self) -> Seconds:
         """One timed step, on threads and memory woken by the copy that restores the inputs."""
         self._problem.restore()
+        self._flush()
         return self._step()
 
     def _step(self) -> Seconds:
@@ -85,6 +87,7 @@ class VariantRunner:
         """Gives the device's memory back to others."""
         self.__dict__.pop("_loss", None)
         self.__dict__.pop("_problem", None)
+        self.__dict__.pop("_flush", None)
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -98,9 +101,11 @@ class CopyRunner:
         shape = (setting.num_tokens, setting.vocab_size)
         self._source = torch.ones(shape, dtype=DTYPES[setting.dtype], device=setting.device)
         self._target = torch.zeros_like(self._source)
+        self._flush = cache_flush(setting.device)
 
     def run(self) -> Seconds:
         self._target.copy_(self._source)  # wakes the threads and takes the memory, not timed
+        self._flush()
         watch = Stopwatch(self._device)
         watch.mark()
         self._target.copy_(self._source)

@@ -79,10 +79,22 @@ class HybridObjective:
     def named(self, progress: float) -> NamedObjective | None:
         """What the kernels need to evaluate the objective; None where they cannot: a weighting of
         your own, no soft term, or a class that computes otherwise."""
-        is_other = type(self).__call__ is not HybridObjective.__call__
-        if is_other or self._is_own or self._divergence is None:
+        if self._is_other or self._is_own or self._divergence is None:
             return None
         return named_objective(self.config, self.vocab_size, _checked_progress(progress))
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether there is no loss without the data's labels."""
+        if self._is_other or self.config.draws_labels:
+            return False
+        reads_label = self._divergence is not None and Feature.LABEL in self._weighting.features
+        return self.config.hard_label == "data" or reads_label
+
+    @property
+    def _is_other(self) -> bool:
+        """Whether this is a class that computes otherwise."""
+        return type(self).__call__ is not HybridObjective.__call__
 
     def temperature(self, progress: float = 0.0) -> float:
         """Temperature of the softened statistics at this part of the run."""

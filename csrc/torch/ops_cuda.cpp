@@ -88,11 +88,6 @@ class CudaExecutor {
 
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()); }
 
-  // Freed when the launch returns, but reused only by later work on the same stream.
-  static c10::DataPtr allocate(int64_t floats) {
-    return c10::cuda::CUDACachingAllocator::get()->allocate(floats * sizeof(float));
-  }
-
   CudaPlan plan_for(const LogitsShard& logits, int64_t num_tokens, int64_t num_columns) const {
     return plan_cuda_launch(num_tokens, num_columns, element_size(logits.dtype), num_sms());
   }

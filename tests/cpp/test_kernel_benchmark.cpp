@@ -3,8 +3,7 @@
 #include <functional>
 
 #include "../../benchmarks/kernels/exact.h"
-#include "../../benchmarks/kernels/report.h"
-#include "../../benchmarks/kernels/traffic.h"
+#include "../../benchmarks/kernels/roofline.h"
 #include "check.h"
 
 using namespace bgkd;
@@ -66,7 +65,38 @@ void test_bytes() {
   check("divergence", fdiv_bytes(s, whole_rows) == 2 * tensor + labels + 6 * 4 * 1024);
   check("its gradient", fdiv_gradient_bytes(s, kAllFeatures) ==
                             gradient_bytes(s, kAllFeatures, true) + 2 * 4 * 1024);
+  check("merge and losses",
+        loss_bytes(s, kAllFeatures, 8) == merge_bytes(s, kAllFeatures, 8) + (18 + 4) * 4 * 1024);
+  check("scaled rows", scale_rows_bytes(s) == 2 * tensor + 4 * 1024);
   check("fused", fused_bytes(s, kLabel) == 3 * tensor + labels + 8 * 4 * 1024);
+}
+
+// ---- roofline
+
+void test_roofline() {
+  const Options o =
+      parse_options({"--tokens", "1024", "--columns", "32768", "--kernels", "stats/all"});
+  const Shape shape = o.shapes().front();
+  const std::vector<PaperKernel> kernels = rooflines(shape, o);
+  check("kernels that are asked for", kernels.size() == 1 && kernels[0].kernel == "stats/all");
+  const PaperTime time = kernels[0].times.at("H100");
+  check("the bytes of the model", time.bytes == stats_bytes(shape, kAllFeatures, {256, 1, 32768}));
+  check_close("over the bandwidth", time.us, static_cast<double>(time.bytes) / 3.35e12 * 1e6, 1e-9);
+  check("the table", contains(table_line(kernels[0]), format(" %9.2f", time.us)) &&
+                         contains(roofline_head(), "static, not measured"));
+  // 128,256 columns in one block of the A100, and in a cluster of the others
+  const Options long_rows = parse_options({"--kernels", "fused/hybrid"});
+  const PaperKernel fused = rooflines(long_rows.shapes().front(), long_rows).front();
+  check("a row that does not fit on the chip has no time",
+        fused.times.size() == 3 && fused.times.count("A100") == 0 &&
+            contains(table_line(fused), "   3006.3         - "));
+  const Options one_row = parse_options({"--tokens", "1", "--kernels", "stats/all"});
+  const PaperKernel parts = rooflines(one_row.shapes().front(), one_row).front();
+  check("parts by the number of SMs", parts.times.at("A100").bytes <= parts.times.at("B200").bytes);
+  check("JSON", contains(json_line(kernels[0]),
+                         format("\"H100\": {\"bytes\": %ld, \"us\": ", long{time.bytes})) &&
+                    contains(roofline_json_head("no driver"),
+                             "\"measured\": false, \"reason\": \"no driver\""));
 }
 
 // ---- float64
@@ -153,6 +183,7 @@ void test_report() {
 int main() {
   test_options();
   test_bytes();
+  test_roofline();
   test_exact();
   test_report();
   return report("kernel benchmark");

@@ -14,6 +14,7 @@ from typing import Any
 import ptx
 import pytest
 from compiler import Compiler, run_tool
+from sass.hardware import GPUS
 from stand_in_runtime import StandInRuntime
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,10 @@ SOURCES = [
     ROOT / "benchmarks" / "kernels" / "main.cu",
     *sorted((ROOT / "csrc" / "cuda").glob("*.cu")),
 ]
-FAMILIES = {"stats": 5, "merge": 1, "gradient": 4, "fdiv": 4, "fdiv_gradient": 4, "fused": 2}
+FAMILIES = {
+    "stats": 5, "merge": 1, "loss": 1, "gradient": 4, "fdiv": 4, "fdiv_gradient": 4,
+    "fdiv_gradient_general": 4, "fdiv_gradient_softened": 4, "scale_rows": 1, "fused": 2,
+}  # fmt: skip
 L2_CACHE_SIZE = 38
 SMALL_L2 = 4096  # of the stand-in: what is read between two times is executed, too
 
@@ -100,3 +104,32 @@ def test_a_shape_beyond_the_memory_is_skipped_with_the_reason(
 ) -> None:
     assert main("--tokens", "100000", "--columns", "100000") == 1
     assert "skipped: needs 114" in capfd.readouterr().out
+
+
+def test_without_a_gpu_it_prints_the_roofline(
+    main: Main, runtime: StandInRuntime, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of every kernel that it would have measured, from the bytes that it would have reported."""
+    file = tmp_path / "out.json"
+    sizes = ("--tokens", "3", "--columns", "1003", "--dtype", "bf16", "--json", str(file))
+    runtime.library.stand_in_set_device_count(0)
+    try:
+        assert main(*sizes) == 0
+    finally:
+        runtime.library.stand_in_set_device_count(1)
+    shown = capfd.readouterr().out
+    assert shown.startswith("no GPU here (an error of the stand-in runtime): nothing is measured\n")
+    assert "static, not measured" in shown
+    head, *rows = map(json.loads, file.read_text().splitlines())
+    assert (head["device"], head["measured"]) == (None, False)
+    bandwidths = {gpu["name"]: gpu["gb_per_second"] for gpu in head["gpus"]}
+    sizes_of = {gpu["name"]: gpu["num_sms"] for gpu in head["gpus"]}
+    assert bandwidths == pytest.approx(
+        {k: 1e3 * gpu.bandwidth for k, gpu in GPUS.items()}, rel=1e-3
+    )
+    assert sizes_of == {name: gpu.sms for name, gpu in GPUS.items()}
+    families = [row["kernel"].split("/")[0] for row in rows]
+    assert {name: families.count(name) for name in families} == FAMILIES
+    for row in rows:
+        for name, time in row["roofline"].items():
+            assert time["us"] == pytest.approx(time["bytes"] / bandwidths[name] / 1e3, rel=1e-4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -44,10 +46,36 @@ def test_the_report_names_what_failed_and_runs_the_rest(
     assert done.stdout.endswith(text + f"report: {report}\n")
     assert text.index("stand-in nvidia-smi") < text.index("==== build of the extension")
     summary = text.split("==== summary\n")[1].splitlines()
-    assert "FAILED  CUDA graphs" in summary
-    expected = ["facts", "build of the extension", "operator tests on the GPU", "loss benchmark"]
+    assert any(line.startswith("FAILED  CUDA graphs (") for line in summary)
+    assert "no graph" in text
+    expected = ["facts", "build of the extension", "build of the kernel benchmark"]
+    expected += ["bits beside the executor's", "two steps of distillation"]
     expected += [f"{tool} of the kernels" for tool in ("memcheck", "racecheck", "initcheck")]
-    assert {f"passed  {name}" for name in expected} <= set(summary)
+    passed = [line for line in summary if line.startswith("passed  ")]
+    for name in expected:
+        assert any(re.fullmatch(rf"passed  {name} \(\d+ s\)", line) for line in passed), name
+    assert re.fullmatch(r"\d+ s in all", summary[-1])
+    # one after the other in the report, although they ran side by side
+    order = [re.search(rf"^==== {name}: ", text, re.M) for name in expected]
+    assert [found.start() for found in order if found] == sorted(f.start() for f in order if f)
+
+
+def test_a_step_that_hangs_is_stopped_and_the_report_is_written(
+    tools: dict[str, str], tmp_path: Path
+) -> None:
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *compare_bits.py) sleep 60 & wait ;; esac\n')
+    begin = time.monotonic()
+    done = run(tmp_path / "gpu.txt", **tools, BGKD_SECONDS="6")
+    assert done.returncode == 1
+    assert time.monotonic() - begin < 30
+    text = (tmp_path / "gpu.txt").read_text()
+    summary = text.split("==== summary\n")[1]
+    assert re.search(r"^FAILED  bits beside the executor's \(\d s\)$", summary, re.M)
+    assert re.search(r"^passed  two steps of distillation ", summary, re.M)
+    # what comes after it has no time left
+    assert re.search(r"^FAILED  loss benchmark \(0 s\)$", summary, re.M)
+    assert re.search(r"^stopped: it had \d s$", text, re.M)
 
 
 def test_without_compute_sanitizer_the_report_says_so(
@@ -77,8 +105,15 @@ def test_dry_run_lists_the_commands_with_files_that_exist() -> None:
     done = run("--dry-run")
     assert done.returncode == 0
     words = {word for word in done.stdout.split() if word.startswith(("tests/", "benchmarks/"))}
-    assert "tests/test_cuda_graphs.py" in words
-    assert [word for word in words if not (SCRIPT.parents[2] / word).exists()] == []
+    assert {
+        "tests/test_cuda_graphs.py",
+        "tests/gpu/compare_bits.py",
+        "tests/gpu/distil_two_steps.py",
+        "benchmarks/loss.py",
+    } <= words
+    steps = [line for line in done.stdout.splitlines() if ": skipped, " not in line]
+    assert [line for line in steps if not re.match(r".+ \(at most \d+ s\): ", line)] == []
+    assert "BGKD_SECONDS   of the whole run (default 470)" in run("--help").stdout
 
 
 def test_refuses_an_option_it_does_not_know() -> None:

@@ -13,6 +13,8 @@ USAGE = re.compile(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 SECTION = re.compile(r"\.text\.(\S+):")
 LABEL = re.compile(r"(\.L_\S+):")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;")
+# The second one is of cubins in the format of CUDA 12.
+TARGET = re.compile(r"\.target\s+(sm_\w+)|EF_CUDA_SM(\d+)")
 BRANCH_TARGET = re.compile(r"`\((\.L_\S+?)\)")
 WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, "S8": 1}
 
@@ -77,8 +79,9 @@ class ToolsMissingError(FileNotFoundError):
 def disassemble(cubin: Path) -> list[SassKernel]:
     resources = _resources(run_tool([_tool("cuobjdump"), "--dump-resource-usage", str(cubin)]))
     text = run_tool([_tool("nvdisasm"), "-c", str(cubin)])
-    target = re.search(r"\.target\s+(sm_\w+)", text)
-    assert target is not None
+    found = TARGET.search(text)
+    assert found is not None
+    target = found[1] or f"sm_{found[2]}"
     kernels: dict[str, SassKernel] = {}
     current: SassKernel | None = None
     for line in text.splitlines():
@@ -91,7 +94,7 @@ def disassemble(cubin: Path) -> list[SassKernel]:
             name = section[1]
             current = None
             if name in resources:
-                current = kernels[name] = SassKernel(name, target[1], resources[name])
+                current = kernels[name] = SassKernel(name, target, resources[name])
         elif current is None:
             continue
         elif label:

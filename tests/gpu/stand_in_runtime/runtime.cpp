@@ -32,6 +32,7 @@ struct Callbacks {
 
 std::map<const void*, Function> functions;
 std::map<int, int> attributes;
+int device_count = 1;
 std::vector<Configuration> pending;
 Callbacks callbacks;
 int last_error;
@@ -81,6 +82,7 @@ extern "C" {
 
 void stand_in_set_callbacks(const Callbacks* given) { callbacks = *given; }
 void stand_in_set_attribute(int which, int value) { attributes[which] = value; }
+void stand_in_set_device_count(int count) { device_count = count; }
 
 // ---- what nvcc's generated code calls
 void** __cudaRegisterFatBinary(void*) {
@@ -183,8 +185,8 @@ cudaError_t cudaSetDevice(int device) {
   return note(device ? cudaErrorInvalidDevice : cudaSuccess);
 }
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
+  *count = device_count;
+  return note(device_count ? cudaSuccess : cudaErrorNoDevice);
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
   if (device || !attributes.count(which)) return note(cudaErrorInvalidValue);

@@ -47,15 +47,19 @@ def cuda_sources() -> list[Path]:
 class ShippedKernels:
     """What nvcc made of each source."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], architectures: Sequence[str] = ARCHITECTURES
+    ) -> None:
         self._folders = folders
+        self._names_have_arch = len(architectures) > 1  # nvcc's names of what it keeps
         self.objects = [path for folder in folders for path in folder.glob("*.o")]
         self._texts = {
-            arch: [path.read_text() for path in self._files(arch, "ptx")] for arch in ARCHITECTURES
+            arch: [path.read_text() for path in self._files(arch, "ptx")] for arch in architectures
         }
 
     def _files(self, arch: str, suffix: str) -> list[Path]:
-        pattern = f"*.compute_{arch.removeprefix('sm_')}.{suffix}"
+        part = f".compute_{arch.removeprefix('sm_')}" if self._names_have_arch else ""
+        pattern = f"*{part}.{suffix}"
         return [path for folder in self._folders for path in folder.glob(pattern)]
 
     def names(self, arch: str) -> list[str]:
@@ -78,18 +82,23 @@ class ShippedKernels:
         ]
 
 
-def build(compiler: Compiler) -> ShippedKernels:
+def build(compiler: Compiler, architectures: Sequence[str] = ARCHITECTURES) -> ShippedKernels:
+    def compiled(source: Path) -> Path:
+        return _compiled(compiler, source, architectures)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return ShippedKernels(list(pool.map(lambda s: _compiled(compiler, s), cuda_sources())))
+        return ShippedKernels(list(pool.map(compiled, cuda_sources())), architectures)
 
 
-def _compiled(compiler: Compiler, source: Path) -> Path:
-    """The folder with what nvcc makes of one source, for every architecture."""
+def _compiled(compiler: Compiler, source: Path, architectures: Sequence[str]) -> Path:
+    """The folder with what nvcc makes of one source, for these architectures."""
     command = [str(compiler.nvcc), "-c", *nvcc_flags()]
-    for arch in ARCHITECTURES:
+    for arch in architectures:
         command.append(f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}")
     key = _key(compiler, source, command)
     result = CACHE / source.stem
+    if tuple(architectures) != ARCHITECTURES:
+        result = CACHE / "-".join([source.stem, *architectures])
     stamp = result / "key"
     if stamp.exists() and stamp.read_text() == key:
         return result

@@ -47,9 +47,11 @@ class LossOutcome(Outcome):
 class Launchers:
     """options of every launch: those of Device.launch."""
 
-    def __init__(self, runtime: StandInRuntime, library: Path, kernels: ShippedKernels) -> None:
+    def __init__(
+        self, runtime: StandInRuntime, library: Path, kernels: ShippedKernels, arch: str = "sm_90a"
+    ) -> None:
         self.runtime, self.path, self.kernels = runtime, library, kernels
-        self.modules = kernels.modules("sm_90a")
+        self.modules = kernels.modules(arch)
         self.library = runtime.load(library, *self.modules)
         for name in ("vocab_stats", "merge_stats", "vocab_gradient", "vocab_fdiv",
                      "vocab_fdiv_gradient", "fused_loss", "loss", "scale_rows"):  # fmt: skip

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cpu_loss.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loss.py"
 # Without the compiled ones: they take half a minute.
 VARIANTS = (
-    "ours_hybrid", "eager_hybrid", "ours_kl", "eager_kl", "lean_kl", "modelopt", "liger_logits",
-    "ours_ce", "eager_ce", "liger_ce", "te_ce", "ours_head", "head_alone", "liger",
+    "ours_hybrid", "ours_hybrid_once", "eager_hybrid", "ours_kl", "eager_kl", "lean_kl",
+    "modelopt", "liger_logits", "ours_ce", "eager_ce", "liger_ce", "te_ce", "ours_head",
+    "head_alone", "liger",
 )  # fmt: skip
 OTHER_PACKAGES = {"modelopt", "liger_logits", "liger_ce", "te_ce", "liger"}
 
@@ -51,6 +52,7 @@ def test_rows_are_measured_and_right_or_say_why_not(output):
             assert row["times_ours"] > 0
             assert row["extra_bytes"] >= 0
             assert row["bytes_per_pair"] > 0
+            assert row["gb_per_s"] > 0
             if row["variant"] not in OTHER_PACKAGES:
                 assert row["status"] == "ok", row["reason"]
 
@@ -93,8 +95,25 @@ def test_refuses_a_variant_it_does_not_know():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_refuses_a_device_that_is_not_there():
-    command = [sys.executable, SCRIPT, "--device", "cuda"]
+def test_without_a_gpu_it_prints_the_roofline(tmp_path):
+    command = [
+        sys.executable, SCRIPT, "--device", "cuda", "--tokens", "100", "--vocab", "1000,2000",
+        "--dtype", "bf16", "--json", tmp_path / "out.json", "--markdown", tmp_path / "out.md",
+    ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 2
-    assert "--device cuda: torch sees no GPU" in run.stderr
+    assert run.returncode == 0, run.stderr
+    assert "sees no GPU): nothing is measured" in run.stdout
+    assert "static, not measured" in run.stdout
+    assert "nvidia-modelopt" in run.stdout  # its version, or that it is missing
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["measured"] is False
+    rates = {gpu["name"]: gpu["gb_per_s"] for gpu in document["gpus"]}
+    assert [line["variant"] for line in document["rooflines"]] == 2 * [
+        "ours_hybrid", "ours_hybrid_once", "ours_kl", "ours_kl_once", "ours_ce",
+    ]  # fmt: skip
+    for line in document["rooflines"]:
+        moved = line["forward_bytes"] + line["backward_bytes"]
+        assert line["ms"] == pytest.approx({n: moved / rate / 1e6 for n, rate in rates.items()})
+    markdown = (tmp_path / "out.md").read_text()
+    assert markdown.startswith("static, not measured")
+    assert markdown.count("| ours, CE |") == 2
