@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from statistics_route import by_statistics
 from torch import Tensor
 from vocab_inputs import make_logits
 
@@ -94,12 +95,10 @@ def flat(rows: Tensor, batch_first: bool) -> Tensor:
     return (rows if batch_first else rows.transpose(0, 1)).flatten(0, 1)
 
 
-def by_statistics(
+def risk(
     z: Tensor, t: Tensor | None, labels: Tensor, config: ObjectiveConfig, layout: SequenceLayout
 ) -> TokenLosses:
-    objective = HybridObjective(config, VOCAB)
-    stats = reference.vocab_stats(z, t, labels, vocab_size=VOCAB, features=objective.features)
-    return objective(stats, 0.0, layout)
+    return by_statistics(z, t, labels, config, vocab_size=VOCAB, sequences=layout)
 
 
 def hard_only(**settings: Any) -> ObjectiveConfig:
@@ -127,7 +126,14 @@ def test_sums_to_the_objective_of_each_document(
     z, labels = batch(masked)
     z.requires_grad_()
     layout = layout_of(ends, batch_first)
-    losses = by_statistics(flat(z, batch_first), None, flat(labels, batch_first), config, layout)
+    losses = by_statistics(
+        flat(z, batch_first),
+        None,
+        flat(labels, batch_first),
+        config,
+        vocab_size=VOCAB,
+        sequences=layout,
+    )
     valid = labels != -100
     cuts = torch.zeros_like(valid) if ends is None else ends
     totals = objective_of_batch(z, labels.clamp(min=0), valid, cuts, config)
@@ -148,7 +154,14 @@ def test_teacher_argmax_is_the_token() -> None:
     z, labels = batch(masked=True)
     t = make_logits(BATCH * LENGTH, VOCAB, seed=2, dtype=torch.float64)
     valid = labels != -100
-    losses = by_statistics(flat(z, True), t, labels.flatten(), config, layout_of(packed(), True))
+    losses = by_statistics(
+        flat(z, True),
+        t,
+        labels.flatten(),
+        config,
+        vocab_size=VOCAB,
+        sequences=layout_of(packed(), True),
+    )
     tokens = t.argmax(dim=-1).view(BATCH, LENGTH)
     totals = objective_of_batch(z, tokens, valid, packed(), config)
     torch.testing.assert_close(losses.loss.sum(), totals.sum(), rtol=1e-11, atol=1e-11)
@@ -190,8 +203,12 @@ def test_is_not_invariant_under_a_shift() -> None:
     """The risk is in absolute logits; the cross-entropy beside it is not."""
     z, labels = batch(masked=False)
     layout, config = layout_of(None, True), hard_only()
-    own = by_statistics(z.flatten(0, 1), None, labels.flatten(), config, layout).loss
-    shifted = by_statistics(z.flatten(0, 1) + 3.0, None, labels.flatten(), config, layout).loss
+    own = by_statistics(
+        z.flatten(0, 1), None, labels.flatten(), config, vocab_size=VOCAB, sequences=layout
+    ).loss
+    shifted = by_statistics(
+        z.flatten(0, 1) + 3.0, None, labels.flatten(), config, vocab_size=VOCAB, sequences=layout
+    ).loss
     # Only the last position's risk, l_e - 0, moves as a whole: with gamma = 1 the others cancel.
     is_last = torch.arange(BATCH * LENGTH) % LENGTH == LENGTH - 1
     torch.testing.assert_close(own[~is_last], shifted[~is_last], rtol=1e-10, atol=1e-10)
@@ -221,32 +238,3 @@ def test_a_risk_needs_to_know_the_sequences() -> None:
 def test_layout_refuses(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^SequenceLayout: .*{message}"):
         SequenceLayout(*arguments)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"hard": "risk_guided"},
-        {"soft": "jensen_shannon"},
-        {"soft": "alpha_beta", "alpha": 0.5, "beta": 0.5},
-        {"soft": "total_variation", "hard": "risk_guided"},
-        {"hard_label": "teacher_sample"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("inplace", [False, True])
-def test_there_is_no_second_derivative(settings: dict[str, Any], inplace: bool) -> None:
-    z, labels = batch(masked=False)
-    z = flat(z, True).float().requires_grad_()
-    losses, _ = hybrid_loss(
-        z * 1.0,
-        make_logits(len(z), VOCAB, seed=2),
-        labels.flatten(),
-        HybridObjective(ObjectiveConfig(**settings), VOCAB),
-        shard=VocabShard.even(VOCAB, VOCAB),
-        sequences=layout_of(None, True),
-        seed=1,
-        inplace_backward=inplace,
-    )
-    with pytest.raises(NotImplementedError, match="no second derivative: call backward"):
-        torch.autograd.grad(losses.loss.sum(), z, create_graph=True)
