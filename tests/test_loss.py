@@ -18,6 +18,7 @@ from bgkd_megatron.objectives import (
     ObjectiveConfig,
     token_metrics,
 )
+from bgkd_megatron.sequence_layout import SequenceLayout
 from bgkd_megatron.vocab_shard import VocabShard
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -162,3 +163,32 @@ def test_the_objective_and_the_shard_are_of_one_vocabulary() -> None:
             HybridObjective(ObjectiveConfig(), VOCAB + 24),
             shard=VocabShard.even(VOCAB, VOCAB + 24),
         )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hard": "risk_guided"},
+        {"soft": "jensen_shannon"},
+        {"soft": "alpha_beta", "alpha": 0.5, "beta": 0.5},
+        {"soft": "total_variation", "hard": "risk_guided"},
+        {"hard_label": "teacher_sample"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_there_is_no_second_derivative(settings: dict[str, Any], inplace: bool) -> None:
+    z, t = (make_logits(6, VOCAB, seed) for seed in (0, 1))
+    z.requires_grad_()
+    losses, _ = hybrid_loss(
+        z * 1.0,
+        t,
+        make_labels(6, VOCAB, seed=2),
+        HybridObjective(ObjectiveConfig(**settings), VOCAB),
+        shard=VocabShard.even(VOCAB, VOCAB),
+        sequences=SequenceLayout(3, 2),
+        seed=1,
+        inplace_backward=inplace,
+    )
+    with pytest.raises(NotImplementedError, match="no second derivative: call backward"):
+        torch.autograd.grad(losses.loss.sum(), z, create_graph=True)

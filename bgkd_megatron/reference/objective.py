@@ -54,8 +54,8 @@ def hybrid_loss(
     hard = -pick(log_q, given(target, "labels"))
     if config.hard == "risk_guided":
         hard = _risk_guided(z, hard, given(documents, "documents"), rows, config)
-    soft_weight = config.soft_scale * soft_weight
     hard_weight = 1 - soft_weight if hard_weight is None else hard_weight
+    soft_weight = config.soft_scale * soft_weight
     loss = soft_weight * soft + hard_weight * hard
     loss = loss + config.entropy_regularizer * mean(log_q.exp(), log_q)
     losses = (loss, hard, soft, soft_weight, hard_weight)

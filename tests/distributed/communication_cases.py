@@ -247,7 +247,7 @@ def objectives_that_differ_are_named(group: dist.ProcessGroup) -> None:
     own = Weighting(
         Feature(0), lambda stats, _: torch.full_like(stats.student_lse, group.rank() / 8)
     )
-    with pytest.raises(ValueError, match=r"^hybrid_loss: .* differ in the soft weights \("):
+    with pytest.raises(ValueError, match=r"^hybrid_loss: .* differ in the weights \("):
         call(ObjectiveConfig(), 0.5, weighting=own)
 
 
