@@ -169,7 +169,7 @@ def _check_labels(objective: HybridObjective, labels: Tensor | None) -> None:
     if labels is None and objective.needs_labels:
         raise ValueError(
             f"hybrid_loss: the objective reads the data's labels (hard_label="
-            f"{objective.config.hard_label!r}, weighting={objective.config.weighting!r}), so labels "
+            f"{objective.config.hard_label!r}, weighting={objective.config.weighting!r}), so they "
             "must be token ids [N], got None: pass labels, or take hard_label='teacher_argmax' and "
             "a weighting that reads none"
         )
