@@ -77,7 +77,7 @@ BGKD_INLINE constexpr float fdiv_unit(FDivergence kind) {
 constexpr float kFdivScale = 60.f;
 
 template <FDivergence kKind, class F>
-BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t) {
+BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t, PolynomialShare& polynomial) {
   using P = Pack<F>;
   const F log2e = P::broadcast(kLog2E);
   const F q_log2 =
@@ -85,14 +85,16 @@ BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t) {
   const F p_log2 =
       P::fma(t - P::broadcast(row.teacher_max), log2e, P::broadcast(-row.teacher_log2_sum));
   if constexpr (kKind == FDivergence::kTotalVariation) {
-    const F q = exp2_flushed(q_log2), p = exp2_flushed(p_log2);
+    const F q = exp2_flushed(q_log2, polynomial.next());
+    const F p = exp2_flushed(p_log2, polynomial.next());
     const F gap = q - p;  // 0 or NaN where neither is greater
     const F slope = P::where_greater(q, p, P::broadcast(0.5f),
                                      P::where_greater(p, q, P::broadcast(-0.5f), gap));
     return {q, slope * gap, slope};
   } else {
     const F scale = P::broadcast(kFdivScale), unscale = P::broadcast(0x1p-60f);
-    const F q_scaled = exp2_flushed(q_log2 + scale), p_scaled = exp2_flushed(p_log2 + scale);
+    const F q_scaled = exp2_flushed(q_log2 + scale, polynomial.next());
+    const F p_scaled = exp2_flushed(p_log2 + scale, polynomial.next());
     const F q = q_scaled * unscale, p = p_scaled * unscale;
     const F lambda = P::broadcast(row.lambda), rest = P::broadcast(1.f - row.lambda);
     if constexpr (kKind == FDivergence::kSkewForward) {
@@ -115,8 +117,9 @@ BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t) {
 
 // Adds the terms of a column to the two sums.
 template <FDivergence kKind, class F>
-BGKD_INLINE void fdiv_add(F& value, F& slope, const FdivRow& row, F z, F t) {
-  const FdivTerm<F> term = fdiv_term<kKind>(row, z, t);
+BGKD_INLINE void fdiv_add(F& value, F& slope, const FdivRow& row, F z, F t,
+                          PolynomialShare& polynomial) {
+  const FdivTerm<F> term = fdiv_term<kKind>(row, z, t, polynomial);
   value = value + term.value;
   slope = slope + weighted(term.q, term.slope);
 }
@@ -149,15 +152,16 @@ BGKD_INLINE FdivGradient fdiv_gradient_row(const RowGradient& stats, FDivergence
 
 // d loss / d z, without the terms at the label and at the argmax. kStats: fdiv_kind of the row's.
 template <FDivergence kKind, GradientKind kStats, class F>
-BGKD_INLINE F fdiv_element_gradient(const FdivGradient& g, F z, F t) {
+BGKD_INLINE F fdiv_element_gradient(const FdivGradient& g, F z, F t, PolynomialShare& polynomial) {
   using P = Pack<F>;
-  const FdivTerm<F> term = fdiv_term<kKind>(g.row, z, t);
+  const FdivTerm<F> term = fdiv_term<kKind>(g.row, z, t, polynomial);
   const F coefficient = P::broadcast(g.coefficient);
   const F slope = term.slope - P::broadcast(g.slope_sum);
   if constexpr (kStats == GradientKind::kStudent) {
     return weighted(term.q, P::fma(coefficient, slope, P::broadcast(g.stats.q)));
   } else {
-    return P::fma(coefficient, weighted(term.q, slope), element_gradient<kStats>(g.stats, z, t));
+    return P::fma(coefficient, weighted(term.q, slope),
+                  element_gradient<kStats>(g.stats, z, t, polynomial));
   }
 }
 
