@@ -232,7 +232,7 @@ def test_whoever_saved_the_logits_is_told() -> None:
     [
         ({"teacher": None}, "teacher_logits and the TEACHER feature go together"),
         ({"labels": torch.full((9,), VOCAB)}, f"{VOCAB} is outside the vocabulary"),
-        ({"labels": None}, r"labels must be token ids \[N\], got None: pass labels, or"),
+        ({"labels": None}, r"must be token ids \[N\], got None: pass labels, or"),
         ({"tokens_per_chunk": 0}, "tokens_per_chunk must be an int, at least 1, got 0"),
         ({"tokens_per_chunk": 2.5}, "tokens_per_chunk must be an int, at least 1, got 2.5"),
         ({"teacher": torch.zeros(12, COLUMNS)}, "teacher_logits must have the student's 9 rows"),

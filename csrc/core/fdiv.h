@@ -103,10 +103,10 @@ constexpr float kLog2OfNothing = -1e30f;
 
 // 2^x, of which nothing is infinite: infinities of opposite sign would become NaN.
 template <class F>
-BGKD_INLINE F power_of_two(F x) {
+BGKD_INLINE F bounded_exp2(F x, bool polynomial) {
   using P = Pack<F>;
   const F bound = P::broadcast(120.f);
-  return exp2_flushed(P::where_greater(x, bound, bound, x));  // NaN stays
+  return exp2_flushed(P::where_greater(x, bound, bound, x), polynomial);  // NaN stays
 }
 
 // (x - y) / c, the limit where c is 0.
@@ -116,17 +116,18 @@ BGKD_INLINE F over(float c, F x, F y, F limit) {
 }
 
 template <class F>
-BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_log2) {
+BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_log2,
+                                        PolynomialShare& polynomial) {
   using P = Pack<F>;
   const float alpha = params.alpha, beta = params.beta, sum = alpha + beta;
   const F zero = P::broadcast(0.f), lowest = P::broadcast(kLog2OfNothing);
   const F q_finite = P::at_least(q_log2, kLog2OfNothing);
   const F p_finite = P::at_least(p_log2, kLog2OfNothing);
   const F log_ratio = P::broadcast(kLn2) * (q_finite - p_finite);
-  const F cross =
-      power_of_two(P::fma(P::broadcast(alpha), p_finite, P::broadcast(beta) * q_finite));
-  const F q_power = power_of_two(P::broadcast(sum) * q_finite);
-  const F p_power = power_of_two(P::broadcast(sum) * p_finite);
+  const F of_both = P::fma(P::broadcast(alpha), p_finite, P::broadcast(beta) * q_finite);
+  const F cross = bounded_exp2(of_both, polynomial.next());
+  const F q_power = bounded_exp2(P::broadcast(sum) * q_finite, polynomial.next());
+  const F p_power = bounded_exp2(P::broadcast(sum) * p_finite, polynomial.next());
   const F ascent = over(sum, q_power, p_power, log_ratio);
   F value, slope;
   if (!is_zero_exponent(alpha)) {
@@ -143,7 +144,7 @@ BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_
   }
   // Absent from both. The comparison is such that NaN stays.
   const F both = q_finite + p_finite;
-  return {exp2_flushed(q_log2), P::where_greater(lowest, both, zero, value),
+  return {exp2_flushed(q_log2, polynomial.next()), P::where_greater(lowest, both, zero, value),
           P::where_greater(lowest, both, zero, slope)};
 }
 
@@ -152,7 +153,7 @@ BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_
 constexpr float kFdivScale = 60.f;
 
 template <FDivergence kKind, class F>
-BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t) {
+BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t, PolynomialShare& polynomial) {
   using P = Pack<F>;
   const F log2e = P::broadcast(kLog2E);
   const F q_log2 =
@@ -160,16 +161,18 @@ BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t) {
   const F p_log2 =
       P::fma(t - P::broadcast(row.teacher_max), log2e, P::broadcast(-row.teacher_log2_sum));
   if constexpr (kKind == FDivergence::kTotalVariation) {
-    const F q = exp2_flushed(q_log2), p = exp2_flushed(p_log2);
+    const F q = exp2_flushed(q_log2, polynomial.next());
+    const F p = exp2_flushed(p_log2, polynomial.next());
     const F gap = q - p;  // 0 or NaN where neither is greater
     const F slope = P::where_greater(q, p, P::broadcast(0.5f),
                                      P::where_greater(p, q, P::broadcast(-0.5f), gap));
     return {q, slope * gap, slope};
   } else if constexpr (kKind == FDivergence::kAlphaBeta) {
-    return alpha_beta_term(row.params, q_log2, p_log2);
+    return alpha_beta_term(row.params, q_log2, p_log2, polynomial);
   } else {
     const F scale = P::broadcast(kFdivScale), unscale = P::broadcast(0x1p-60f);
-    const F q_scaled = exp2_flushed(q_log2 + scale), p_scaled = exp2_flushed(p_log2 + scale);
+    const F q_scaled = exp2_flushed(q_log2 + scale, polynomial.next());
+    const F p_scaled = exp2_flushed(p_log2 + scale, polynomial.next());
     const F q = q_scaled * unscale, p = p_scaled * unscale;
     const F lambda = P::broadcast(row.params.lambda);
     const F rest = P::broadcast(1.f - row.params.lambda);
@@ -193,8 +196,9 @@ BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t) {
 
 // Adds the terms of a column to the two sums.
 template <FDivergence kKind, class F>
-BGKD_INLINE void fdiv_add(F& value, F& slope, const FdivRow& row, F z, F t) {
-  const FdivTerm<F> term = fdiv_term<kKind>(row, z, t);
+BGKD_INLINE void fdiv_add(F& value, F& slope, const FdivRow& row, F z, F t,
+                          PolynomialShare& polynomial) {
+  const FdivTerm<F> term = fdiv_term<kKind>(row, z, t, polynomial);
   value = value + term.value;
   if constexpr (kKind == FDivergence::kAlphaBeta) {
     slope = slope + term.slope;
@@ -232,21 +236,23 @@ BGKD_INLINE FdivGradient fdiv_gradient_row(const RowGradient& stats, FDivergence
 
 // d loss / d z, without the terms at the label and at the argmax. kStats: fdiv_kind of the row's.
 template <FDivergence kKind, GradientKind kStats, class F>
-BGKD_INLINE F fdiv_element_gradient(const FdivGradient& g, F z, F t) {
+BGKD_INLINE F fdiv_element_gradient(const FdivGradient& g, F z, F t, PolynomialShare& polynomial) {
   using P = Pack<F>;
-  const FdivTerm<F> term = fdiv_term<kKind>(g.row, z, t);
+  const FdivTerm<F> term = fdiv_term<kKind>(g.row, z, t, polynomial);
   const F coefficient = P::broadcast(g.coefficient);
   if constexpr (kKind == FDivergence::kAlphaBeta) {
     const F own = term.slope - term.q * P::broadcast(g.slope_sum);
     return P::fma(coefficient, own,
-                  kStats == GradientKind::kStudent ? weighted(term.q, P::broadcast(g.stats.q))
-                                                   : element_gradient<kStats>(g.stats, z, t));
+                  kStats == GradientKind::kStudent
+                      ? weighted(term.q, P::broadcast(g.stats.q))
+                      : element_gradient<kStats>(g.stats, z, t, polynomial));
   }
   const F slope = term.slope - P::broadcast(g.slope_sum);
   if constexpr (kStats == GradientKind::kStudent) {
     return weighted(term.q, P::fma(coefficient, slope, P::broadcast(g.stats.q)));
   } else {
-    return P::fma(coefficient, weighted(term.q, slope), element_gradient<kStats>(g.stats, z, t));
+    return P::fma(coefficient, weighted(term.q, slope),
+                  element_gradient<kStats>(g.stats, z, t, polynomial));
   }
 }
 

@@ -104,16 +104,17 @@ BGKD_INLINE RowGradient row_gradient(const TokenStats& g, const TokenStats& up,
   return r;
 }
 
-// log2 p of an absent token, made finite: a coefficient of 0 times it must be 0.
+// log2 p of an absent token, made finite: times a coefficient or a probability of 0 it must be 0.
+// No product with a coefficient overflows that loss scaling makes.
 template <class F>
 BGKD_INLINE F finite_log(F x) {
-  return Pack<F>::at_least(x, -1e30f);
+  return Pack<F>::at_least(x, -1e20f);
 }
 
 // d loss / d z of one pack of columns, without the terms at the label and at the argmax. `t` is not
 // used by kStudent.
 template <GradientKind kKind, class F>
-BGKD_INLINE F element_gradient(const RowGradient& r, F z, F t) {
+BGKD_INLINE F element_gradient(const RowGradient& r, F z, F t, PolynomialShare& polynomial) {
   using P = Pack<F>;
   const F log2e = P::broadcast(kLog2E);
   const F z_gap = z - P::broadcast(r.student_max);
@@ -121,29 +122,40 @@ BGKD_INLINE F element_gradient(const RowGradient& r, F z, F t) {
   if constexpr (kKind == GradientKind::kLinear) {
     const F t_gap = t - P::broadcast(r.teacher_max);
     const F p_log2 = P::fma(t_gap, log2e, P::broadcast(-r.teacher_log2_sum));
-    return P::fma(P::broadcast(r.p), exp2_flushed(p_log2),
-                  P::broadcast(r.q) * exp2_flushed(q_log2_unbounded));
+    const F p = exp2_flushed(p_log2, polynomial.next());
+    return P::fma(P::broadcast(r.p), p,
+                  P::broadcast(r.q) * exp2_flushed(q_log2_unbounded, polynomial.next()));
   }
   const F q_log2 = clamp_exponent(q_log2_unbounded);
-  const F q = exp2_clamped(q_log2);
-  F gradient = q * P::fma(P::broadcast(r.q_log), q_log2, P::broadcast(r.q));
-  if constexpr (kKind == GradientKind::kStudent) return gradient;
+  const F q = exp2_clamped(q_log2, polynomial.next());
+  if constexpr (kKind == GradientKind::kStudent) {
+    return q * P::fma(P::broadcast(r.q_log), q_log2, P::broadcast(r.q));
+  }
 
   const F t_gap = t - P::broadcast(r.teacher_max);
   const F p_log2 = finite_log(P::fma(t_gap, log2e, P::broadcast(-r.teacher_log2_sum)));
-  gradient = P::fma(P::broadcast(r.p), exp2_flushed(p_log2), gradient);
-  gradient = gradient + P::broadcast(r.q_ratio) * weighted(q, q_log2 - p_log2);
-  if constexpr (kKind == GradientKind::kSoftened) {
-    const F scale = log2e * P::broadcast(r.inv_temperature);
-    const F soft_q_log2 = P::fma(z_gap, scale, P::broadcast(-r.soft_student_log2_sum));
-    const F soft_p_log2 = finite_log(P::fma(t_gap, scale, P::broadcast(-r.soft_teacher_log2_sum)));
-    const F soft_q = exp2_flushed(soft_q_log2);
-    gradient = P::fma(P::broadcast(r.soft_q), soft_q, gradient);
-    gradient = P::fma(P::broadcast(r.soft_p), exp2_flushed(soft_p_log2), gradient);
-    gradient =
-        gradient + P::broadcast(r.soft_q_ratio) * weighted(soft_q, soft_q_log2 - soft_p_log2);
-  }
-  return gradient;
+  const F q_factor = P::fma(P::broadcast(-r.q_ratio), p_log2,
+                            P::fma(P::broadcast(r.q_log + r.q_ratio), q_log2, P::broadcast(r.q)));
+  const F gradient =
+      P::fma(P::broadcast(r.p), exp2_flushed(p_log2, polynomial.next()), q * q_factor);
+  if constexpr (kKind == GradientKind::kGeneral) return gradient;
+
+  const F scale = P::broadcast(kLog2E * r.inv_temperature);
+  const F soft_q_log2 =
+      clamp_exponent(P::fma(z_gap, scale, P::broadcast(-r.soft_student_log2_sum)));
+  const F soft_p_log2 = finite_log(P::fma(t_gap, scale, P::broadcast(-r.soft_teacher_log2_sum)));
+  const F soft_q = exp2_clamped(soft_q_log2, polynomial.next());
+  const F soft_p = exp2_flushed(soft_p_log2, polynomial.next());
+  const F soft_q_factor =
+      P::fma(P::broadcast(-r.soft_q_ratio), soft_p_log2,
+             P::fma(P::broadcast(r.soft_q_ratio), soft_q_log2, P::broadcast(r.soft_q)));
+  return P::fma(soft_q, soft_q_factor, P::fma(P::broadcast(r.soft_p), soft_p, gradient));
+}
+
+template <GradientKind kKind, class F>
+BGKD_INLINE F element_gradient(const RowGradient& r, F z, F t) {
+  PolynomialShare none;
+  return element_gradient<kKind>(r, z, t, none);
 }
 
 }  // namespace bgkd

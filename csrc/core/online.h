@@ -39,9 +39,11 @@ struct LaneStats {
 };
 
 // K columns of a lane. An executor may bring a type of its own, one that unpacks 16-bit logits when
-// they are asked for, say.
+// they are asked for, or several at once: Value is then a pack of several columns for each lane of
+// F.
 template <class F, int K>
 struct Block {
+  using Value = F;
   static constexpr int kSize = K;
   F column[K];
 
@@ -66,12 +68,12 @@ BGKD_INLINE F reference_of(F maximum) {
 }
 
 // z log2 e relative to `reference`.
-template <class F>
-BGKD_INLINE F relative_to(F reference, F z) {
-  using P = Pack<F>;
-  const F log2e = P::broadcast(kLog2E);
-  if constexpr (!P::kFusesMultiplyAdd) return (z - reference) * log2e;
-  return P::fma(z, log2e, P::broadcast(0.f) - reference);
+template <class F, class W>
+BGKD_INLINE W relative_to(F reference, W z) {
+  using P = Pack<W>;
+  const W log2e = P::broadcast(kLog2E);
+  if constexpr (!P::kFusesMultiplyAdd) return (z - spread<W>(reference)) * log2e;
+  return P::fma(z, log2e, spread<W>(Pack<F>::broadcast(0.f) - reference));
 }
 
 // What every exponent gains when the reference moves.
@@ -125,10 +127,10 @@ BGKD_INLINE void rescale(LaneStats<F, kFeatures>& s, F z_shift, F t_shift, float
 // Adds K columns. `block` is the caller's number for them; `t` is read only with kTeacher.
 template <class Columns, class F, uint32_t kFeatures>
 BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const Columns& z, const Columns& t, float block,
-                        float inv_temperature, float power_exponent) {
+                        float inv_temperature, float power_exponent,
+                        PolynomialShare polynomial = {}) {
   using P = Pack<F>;
   constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
-  const F inv_temp = P::broadcast(inv_temperature);
 
   // ---- new maxima and references
   const F block_id = P::broadcast(block);
@@ -150,53 +152,62 @@ BGKD_INLINE void update(LaneStats<F, kFeatures>& s, const Columns& z, const Colu
   rescale(s, z_shift, t_shift, inv_temperature, power_exponent);
 
   // ---- sums of this block
-  LaneStats<F, kFeatures> sum;
+  using W = typename Columns::Value;
+  using Wide = Pack<W>;
+  const W inv_temp = Wide::broadcast(inv_temperature);
+  LaneStats<W, kFeatures> sum;
   for (int k = 0; k < Columns::kSize; ++k) {
     // relative to the maxima, so that an offset common to all logits of one model loses nothing
-    const F z_log2 = relative_to(z_reference, z[k]);
-    const F z_log2_finite = clamp_exponent(z_log2);
-    const F q = exp2_clamped(z_log2_finite);
+    const W z_log2 = relative_to(z_reference, z[k]);
+    const W z_log2_finite = clamp_exponent(z_log2);
+    const W q = exp2_clamped(z_log2_finite, polynomial.next());
     sum.student_sum = sum.student_sum + q;
     if constexpr (kFeatures & kStudentEntropy) {
-      sum.student_h = P::fma(q, z_log2_finite, sum.student_h);
+      sum.student_h = Wide::fma(q, z_log2_finite, sum.student_h);
     }
     if constexpr (kHasTeacher) {
-      const F t_log2 = relative_to(t_reference, t[k]);
-      const F t_log2_finite = clamp_exponent(t_log2);
-      const F p = exp2_clamped(t_log2_finite);
-      const F difference = t_log2 - z_log2;
+      const W t_log2 = relative_to(t_reference, t[k]);
+      const W t_log2_finite = clamp_exponent(t_log2);
+      const W p = exp2_clamped(t_log2_finite, polynomial.next());
+      const W difference = t_log2 - z_log2;
       sum.teacher_sum = sum.teacher_sum + p;
       if constexpr (kFeatures & kTeacherEntropy) {
-        sum.teacher_h = P::fma(p, t_log2_finite, sum.teacher_h);
+        sum.teacher_h = Wide::fma(p, t_log2_finite, sum.teacher_h);
       }
-      if constexpr (kFeatures & kForwardKl) sum.forward = sum.forward + weighted(p, difference);
-      if constexpr (kFeatures & kReverseKl) sum.reverse = sum.reverse - weighted(q, difference);
+      if constexpr (kFeatures & kForwardKl) {
+        sum.forward = add_weighted(sum.forward, p, difference);
+      }
+      if constexpr (kFeatures & kReverseKl) {  // of the opposite sign, here and below
+        sum.reverse = add_weighted(sum.reverse, q, difference);
+      }
       if constexpr (kFeatures & kPowerSum) {
-        sum.power = sum.power + exp2_flushed(t_log2 * P::broadcast(power_exponent));
+        const W power_log2 = t_log2 * Wide::broadcast(power_exponent);
+        sum.power = sum.power + exp2_flushed(power_log2, polynomial.next());
       }
       if constexpr (kFeatures & kSoftened) {
-        const F q_soft = exp2_flushed(z_log2 * inv_temp);
-        const F p_soft = exp2_flushed(t_log2 * inv_temp);
+        const W q_soft = exp2_flushed(z_log2 * inv_temp, polynomial.next());
+        const W p_soft = exp2_flushed(t_log2 * inv_temp, polynomial.next());
         sum.soft_student_sum = sum.soft_student_sum + q_soft;
         sum.soft_teacher_sum = sum.soft_teacher_sum + p_soft;
-        sum.soft_forward = sum.soft_forward + weighted(p_soft, difference);
-        sum.soft_reverse = sum.soft_reverse - weighted(q_soft, difference);
+        sum.soft_forward = add_weighted(sum.soft_forward, p_soft, difference);
+        sum.soft_reverse = add_weighted(sum.soft_reverse, q_soft, difference);
       }
     }
   }
 
-  s.student_sum = s.student_sum + sum.student_sum;
-  s.student_h = s.student_h + sum.student_h;
+  const auto total = [](W x) { return sum_of_columns<F>(x); };
+  s.student_sum = s.student_sum + total(sum.student_sum);
+  s.student_h = s.student_h + total(sum.student_h);
   if constexpr (kHasTeacher) {
-    s.teacher_sum = s.teacher_sum + sum.teacher_sum;
-    s.teacher_h = s.teacher_h + sum.teacher_h;
-    s.forward = s.forward + sum.forward;
-    s.reverse = s.reverse + sum.reverse;
-    s.power = s.power + sum.power;
-    s.soft_student_sum = s.soft_student_sum + sum.soft_student_sum;
-    s.soft_teacher_sum = s.soft_teacher_sum + sum.soft_teacher_sum;
-    s.soft_forward = s.soft_forward + sum.soft_forward;
-    s.soft_reverse = s.soft_reverse + sum.soft_reverse;
+    s.teacher_sum = s.teacher_sum + total(sum.teacher_sum);
+    s.teacher_h = s.teacher_h + total(sum.teacher_h);
+    s.forward = s.forward + total(sum.forward);
+    s.reverse = s.reverse - total(sum.reverse);
+    s.power = s.power + total(sum.power);
+    s.soft_student_sum = s.soft_student_sum + total(sum.soft_student_sum);
+    s.soft_teacher_sum = s.soft_teacher_sum + total(sum.soft_teacher_sum);
+    s.soft_forward = s.soft_forward + total(sum.soft_forward);
+    s.soft_reverse = s.soft_reverse - total(sum.soft_reverse);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define BGKD_INLINE __host__ __device__ __forceinline__
@@ -69,6 +70,32 @@ BGKD_INLINE F weighted(F w, F x) {
   if constexpr (!Pack<F>::kChecked) return w * x;
   const F zero = Pack<F>::broadcast(0.f);
   return Pack<F>::where_greater(w, zero, w * x, w);
+}
+
+// sum + weighted(w, x)
+template <class F>
+BGKD_INLINE F add_weighted(F sum, F w, F x) {
+  if constexpr (!Pack<F>::kChecked) return Pack<F>::fma(w, x, sum);
+  return sum + weighted(w, x);
+}
+
+// A pack F, or one of several columns for each of its lanes, W: the same number for all columns of
+// a lane, and the sum of these columns.
+template <class W, class F>
+BGKD_INLINE W spread(F x) {
+  if constexpr (std::is_same_v<W, F>) {
+    return x;
+  } else {
+    return Pack<W>::spread(x);
+  }
+}
+template <class F, class W>
+BGKD_INLINE F sum_of_columns(W x) {
+  if constexpr (std::is_same_v<W, F>) {
+    return x;
+  } else {
+    return Pack<W>::sum_of_columns(x);
+  }
 }
 
 }  // namespace bgkd

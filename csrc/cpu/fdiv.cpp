@@ -31,12 +31,13 @@ void sum_row(float (&sums)[kNumFdivSums], const FdivRow& row, const T* z, const 
              int64_t num_columns) {
   constexpr int64_t kStep = 2 * kLanes;
   Vec value(0.f), slope(0.f), block_value(0.f), block_slope(0.f);
+  PolynomialShare none;
   const auto add = [&](const T* z_in, const T* t_in) {
     Vec z0, z1, t0, t1;
     load_two(z_in, z0, z1);
     load_two(t_in, t0, t1);
-    fdiv_add<kKind>(block_value, block_slope, row, z0, t0);
-    fdiv_add<kKind>(block_value, block_slope, row, z1, t1);
+    fdiv_add<kKind>(block_value, block_slope, row, z0, t0, none);
+    fdiv_add<kKind>(block_value, block_slope, row, z1, t1, none);
   };
   const auto close_block = [&] {
     value = value + block_value;
@@ -84,8 +85,10 @@ void gradient_of_tokens(const FdivGradientArgs& args, int64_t begin, int64_t end
         const FdivGradient g = fdiv_gradient_row(r, kKind, args.params, slope_sum, upstream);
         with_gradient_kind(fdiv_kind(r.kind), [&]<GradientKind kStats>(GradientKindTag<kStats>) {
           if constexpr (fdiv_kind(kStats) == kStats) {
-            row.template write<true>(
-                [&](auto z, auto t) { return fdiv_element_gradient<kKind, kStats>(g, z, t); });
+            row.template write<true>([&](auto z, auto t) {
+              PolynomialShare none;
+              return fdiv_element_gradient<kKind, kStats>(g, z, t, none);
+            });
           }
         });
         return true;

@@ -20,26 +20,30 @@ __device__ __forceinline__ FdivRow load_fdiv_row(const float* global, uint32_t f
 template <class T, FDivergence kKind>
 __global__ void __launch_bounds__(kCudaThreads)
     fdiv_kernel(const FdivArgs args, float* sums, int64_t columns_per_part) {
-  using F = Lane<true>;
+  using F = ColumnPack<true>;
   __shared__ float warp_sums[kNumFdivSums][kMaxWarps];
   const int64_t token = blockIdx.x;
   const RowPart<T> part = row_part<T>(args.logits, token, columns_per_part);
-  F value{0.f}, slope{0.f};
+  F value = Pack<F>::broadcast(0.f), slope = value;
   // The same for all threads; a token that is skipped has no columns, its sums are 0.
   if (!args.labels.skipped(token)) {
     const FdivRow row =
         load_fdiv_row(args.global, args.features, args.num_tokens, token, args.params);
-    sweep<T, F, true>(part, is_aligned(part), [&](const auto& z, const auto& t, int, auto) {
-      F block_value{0.f}, block_slope{0.f};  // short sums first: their error grows with the length
+    sweep<T, F, true>(
+        part, is_aligned(part), [&](const auto& z, const auto& t, int, auto is_whole) {
+          PolynomialShare polynomial{decltype(is_whole)::value ? fdiv_share(kKind) : 0};
+          // short sums first: their error grows with the length
+          F block_value = Pack<F>::broadcast(0.f), block_slope = block_value;
 #pragma unroll
-      for (int k = 0; k < kBlockColumns<T>; ++k) {
-        fdiv_add<kKind>(block_value, block_slope, row, z[k], t[k]);
-      }
-      value = value + block_value;
-      slope = slope + block_slope;
-    });
+          for (int k = 0; k < std::decay_t<decltype(z)>::kSize; ++k) {
+            fdiv_add<kKind>(block_value, block_slope, row, z[k], t[k], polynomial);
+          }
+          value = value + block_value;
+          slope = slope + block_slope;
+        });
   }
-  const float warp_value = warp_sum(value.value), warp_slope = warp_sum(slope.value);
+  const float warp_value = warp_sum(sum_of_columns<Lane<true>>(value).value);
+  const float warp_slope = warp_sum(sum_of_columns<Lane<true>>(slope).value);
   if (is_first_of_warp()) {
     warp_sums[kFdivValue][warp_of_thread()] = warp_value;
     warp_sums[kFdivSlope][warp_of_thread()] = warp_slope;
@@ -76,10 +80,10 @@ __global__ void __launch_bounds__(kCudaThreads)
   const float slope_sum = args.sums[kFdivSlope * stats.num_tokens + token];
   const FdivGradient g = fdiv_gradient_row(row, kKind, args.params, slope_sum, upstream);
   const auto write = [&]<GradientKind kStats>(GradientKindTag<kStats>) {
-    using F = Lane<true>;
-    write_gradient<T, true>(part, label, argmax, [&](F z, F t) {
-      return fdiv_element_gradient<kKind, kStats>(g, z, t);
-    });
+    write_gradient<T, true>(part, {label, argmax, shared.extra}, fdiv_gradient_share(),
+                            [&](auto z, auto t, PolynomialShare& polynomial) {
+                              return fdiv_element_gradient<kKind, kStats>(g, z, t, polynomial);
+                            });
   };
   if constexpr (!kGeneral) {
     write(GradientKindTag<GradientKind::kStudent>{});

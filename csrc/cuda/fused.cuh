@@ -43,6 +43,7 @@ struct FusedShared {
   TokenStats partial;  // of this block's part; the other blocks of the cluster read it
   RowGradient row;
   int64_t label, argmax;
+  float extra[2];
 };
 
 // Statistics of an instance, one bit each: a table would be in memory.
@@ -86,7 +87,6 @@ __device__ __forceinline__ void skip_row(const FusedArgs& args, const GradientPa
 template <class T, uint32_t kFeatures>
 __global__ void __launch_bounds__(kCudaThreads, 2)
     fused_kernel(const FusedArgs args, int64_t columns_per_part) {
-  using Columns = PackedBlock<T, Lane<true>, kVectorsPerBlock>;
   extern __shared__ uint4 vectors[];
   __shared__ FusedShared shared;
   const int64_t token = blockIdx.x;
@@ -100,16 +100,18 @@ __global__ void __launch_bounds__(kCudaThreads, 2)
   const RowCache z_cache{vectors};
   const RowCache t_cache{vectors + blocks * kVectorsPerBlock * blockDim.x};
   LaneStats<Lane<false>, kFeatures> lane;
-  sweep<T, Lane<false>, true>(part.row, is_aligned(part.row),
-                              [&](const auto& z, const auto& t, int block, auto) {
-                                z_cache.keep(z, block * kVectorsPerBlock);
-                                t_cache.keep(t, block * kVectorsPerBlock);
-                                update(lane, z, t, static_cast<float>(block),
-                                       args.params.inv_temperature, args.params.power_exponent);
-                              });
+  sweep<T, ColumnPack<false>, true>(
+      part.row, is_aligned(part.row), [&](const auto& z, const auto& t, int block, auto is_whole) {
+        constexpr bool kMainLoop = decltype(is_whole)::value;
+        z_cache.keep(z, block * kVectorsPerBlock);
+        t_cache.keep(t, block * kVectorsPerBlock);
+        update(lane, z, t, static_cast<float>(block), args.params.inv_temperature,
+               args.params.power_exponent,
+               PolynomialShare{kMainLoop ? statistics_share(kFeatures) : 0});
+      });
   reduce_lanes(lane, shared.buffer, part.row, args.params, [&](auto& checked) {
     for (int block = 0; block < blocks; ++block) {
-      Columns z, t;
+      PackedBlock<T, Lane<true>, kVectorsPerBlock> z, t;
       z_cache.recall(z, block * kVectorsPerBlock);
       t_cache.recall(t, block * kVectorsPerBlock);
       update(checked, z, t, static_cast<float>(block), args.params.inv_temperature,
@@ -140,31 +142,40 @@ __global__ void __launch_bounds__(kCudaThreads, 2)
   if (row.kind == GradientKind::kZero) return write_zeros(part, 0);
   const ExtraTerm label{column_of_token(part, shared.label, 0), row.at_label};
   const ExtraTerm argmax{column_of_token(part, shared.argmax, 0), row.at_argmax};
-  const bool aligned = is_16_byte_aligned(part.dz);
   const int columns_per_block = blockDim.x * kBlockColumns<T>;
-  const auto write = [&](const auto& element) {
-    for (int block = 0; block < blocks; ++block) {
-      Columns z, t;
+  const int whole_blocks =
+      is_16_byte_aligned(part.dz) ? part.row.num_columns / columns_per_block : 0;
+  const auto write = [&]<GradientKind kKind>(GradientKindTag<kKind>) {
+    const auto element = [&](auto z, auto t, PolynomialShare& polynomial) {
+      return element_gradient<kKind>(row, z, t, polynomial);
+    };
+    ExtraColumns<T> extra(label, argmax, shared.extra);
+    extra.template compute<true>(
+        part.row, [&](auto z, auto t) { return element_gradient<kKind>(row, z, t); });
+    const auto write_cached = [&](int block, auto is_whole) {
+      PackedBlock<T, ColumnPack<true>, kVectorsPerBlock> z, t;
       z_cache.recall(z, block * kVectorsPerBlock);
       t_cache.recall(t, block * kVectorsPerBlock);
-      if (aligned && (block + 1) * columns_per_block <= part.row.num_columns) {
-        write_block<true>(part, block, z, t, label, argmax, element);
-      } else {
-        write_block<false>(part, block, z, t, label, argmax, element);
-      }
+      write_block<decltype(is_whole)::value>(part, block, z, t, fused_gradient_share(kKind),
+                                             element);
+    };
+#pragma unroll 1
+    for (int block = 0; block < whole_blocks; ++block) {
+      write_cached(block, std::bool_constant<true>{});
     }
+    for (int block = whole_blocks; block < blocks; ++block) {
+      write_cached(block, std::bool_constant<false>{});
+    }
+    extra.write(part.dz);
     write_zeros(part, part.row.num_columns);
   };
-  using F = Lane<true>;
   if constexpr (kFeatures & kSoftened) {
     if (row.kind == GradientKind::kSoftened) {
-      return write([&](F z, F t) { return element_gradient<GradientKind::kSoftened>(row, z, t); });
+      return write(GradientKindTag<GradientKind::kSoftened>{});
     }
   }
-  if (row.kind == GradientKind::kGeneral) {
-    return write([&](F z, F t) { return element_gradient<GradientKind::kGeneral>(row, z, t); });
-  }
-  write([&](F z, F t) { return element_gradient<GradientKind::kLinear>(row, z, t); });
+  if (row.kind == GradientKind::kGeneral) return write(GradientKindTag<GradientKind::kGeneral>{});
+  write(GradientKindTag<GradientKind::kLinear>{});
 }
 
 }  // namespace bgkd

@@ -13,6 +13,7 @@ struct SharedRow {
   RowGradient row;
   int64_t label;  // token ids, or -1
   int64_t argmax;
+  float extra[2];
 };
 
 __device__ __forceinline__ void load_row(SharedRow& shared, const GradientArgs& args,
@@ -43,22 +44,24 @@ __global__ void __launch_bounds__(kCudaThreads)
   const ExtraTerm label{column_of_token(part, shared.label, args.logits.vocab_start), row.at_label};
   const ExtraTerm argmax{column_of_token(part, shared.argmax, args.logits.vocab_start),
                          row.at_argmax};
-  const auto write = [&]<GradientKind kKind>(std::integral_constant<GradientKind, kKind>) {
-    using F = Lane<true>;
+  const auto write = [&]<GradientKind kKind>(GradientKindTag<kKind>) {
     write_gradient<T, kKind != GradientKind::kStudent>(
-        part, label, argmax, [&](F z, F t) { return element_gradient<kKind>(row, z, t); });
+        part, {label, argmax, shared.extra}, gradient_share(kKind),
+        [&](auto z, auto t, PolynomialShare& polynomial) {
+          return element_gradient<kKind>(row, z, t, polynomial);
+        });
   };
   switch (row.kind) {
     case GradientKind::kZero:
       return write_zeros(part, 0);
     case GradientKind::kStudent:
-      return write(std::integral_constant<GradientKind, GradientKind::kStudent>{});
+      return write(GradientKindTag<GradientKind::kStudent>{});
     case GradientKind::kLinear:
-      return write(std::integral_constant<GradientKind, GradientKind::kLinear>{});
+      return write(GradientKindTag<GradientKind::kLinear>{});
     case GradientKind::kGeneral:
-      return write(std::integral_constant<GradientKind, GradientKind::kGeneral>{});
+      return write(GradientKindTag<GradientKind::kGeneral>{});
     case GradientKind::kSoftened:
-      return write(std::integral_constant<GradientKind, GradientKind::kSoftened>{});
+      return write(GradientKindTag<GradientKind::kSoftened>{});
   }
 }
 

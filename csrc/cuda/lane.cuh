@@ -26,14 +26,33 @@ __device__ __forceinline__ Lane<kChecked_> operator*(Lane<kChecked_> a, Lane<kCh
   return {a.value * b.value};
 }
 
+// An integer n in [-127, 127] as the sum n + kRoundingShift, whose last bits hold n + 127.
+constexpr float kRoundingShift = 0x1.8p23f + 127.f;
+template <class F>
+struct Rounded {
+  F shifted, value;
+};
+template <class F>
+__device__ __forceinline__ F operator-(F x, Rounded<F> n) {
+  return x - n.value;
+}
+
+// 2^n; 0 for n = -127.
+__device__ __forceinline__ float power_of_two(float shifted) {
+  return __uint_as_float(__float_as_uint(shifted) << 23);
+}
+
 template <bool kChecked_>
 struct Pack<Lane<kChecked_>> {
   using F = Lane<kChecked_>;
+  using Narrow = F;
+  static constexpr int kColumns = 1;
   static constexpr bool kHasExp2 = true;
   static constexpr bool kChecked = kChecked_;
   static constexpr bool kFusesMultiplyAdd = true;
 
   static __device__ __forceinline__ F broadcast(float x) { return {x}; }
+  static __device__ __forceinline__ float column(F x, int) { return x.value; }
   // NaN in `x` is ignored here: it reaches every statistic through the exponential.
   static __device__ __forceinline__ F maximum(F x, F running) {
     return {fmaxf(x.value, running.value)};
@@ -56,6 +75,15 @@ struct Pack<Lane<kChecked_>> {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x.value));
     return {y};
+  }
+  // Not contracted with the product that x may be: n must be an integer.
+  static __device__ __forceinline__ Rounded<F> round(F x) {
+    const float shifted = __fadd_rn(x.value, kRoundingShift);
+    return {{shifted}, {__fadd_rn(shifted, -kRoundingShift)}};
+  }
+  // NaN stays.
+  static __device__ __forceinline__ F scale_by_power_of_two(F x, Rounded<F> n) {
+    return {x.value * power_of_two(n.shifted.value)};
   }
   // 2^-22 for arguments near 1, elsewhere a relative 2^-22 (PTX ISA, "lg2").
   static __device__ __forceinline__ F log2(F x) { return {__log2f(x.value)}; }

@@ -3,7 +3,7 @@
 
 #include "../core/online.h"
 #include "../vocab_stats.h"
-#include "lane.cuh"
+#include "arithmetic.cuh"
 #include "reduce.cuh"
 #include "row_sweep.cuh"
 

@@ -73,6 +73,7 @@ __device__ __forceinline__ void sweep_aligned(const RowPart<T>& part, int last, 
     z_next.load(z, stride);
     if constexpr (kHasTeacher) t_next.load(t, stride);
   }
+#pragma unroll 1  // an iteration has enough to do; several take registers
   for (int block = 0; block < last; ++block) {
     const PackedBlock<T, F, kVectorsPerBlock> z_block = z_next, t_block = t_next;
     // The next block is under way while this one is computed.

@@ -23,7 +23,7 @@ __device__ __forceinline__ void store_by_thread(float* partial, int64_t num_toke
 // Grid: (num_tokens, parts). kFeatures: a superset of args.params.features. partial: [parts, rows,
 // num_tokens].
 template <class T, uint32_t kFeatures>
-__global__ void __launch_bounds__(kCudaThreads, kCudaBlocksPerSm)
+__global__ void __launch_bounds__(kCudaThreads, statistics_blocks_per_sm(kFeatures))
     vocab_stats_kernel(const StatsArgs args, float* partial, int64_t columns_per_part) {
   constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
   const int64_t token = blockIdx.x;
@@ -36,13 +36,15 @@ __global__ void __launch_bounds__(kCudaThreads, kCudaBlocksPerSm)
   }
 
   const auto fold_into = [&](auto& lanes) {
-    return [&](const auto& z, const auto& t, int block, auto) {
+    return [&](const auto& z, const auto& t, int block, auto is_whole) {
+      constexpr bool kMainLoop = decltype(is_whole)::value;
       update(lanes, z, t, static_cast<float>(block), args.params.inv_temperature,
-             args.params.power_exponent);
+             args.params.power_exponent,
+             PolynomialShare{kMainLoop ? statistics_share(kFeatures) : 0});
     };
   };
   LaneStats<Lane<false>, kFeatures> lane;
-  sweep<T, Lane<false>, kHasTeacher>(part, is_aligned(part), fold_into(lane));
+  sweep<T, ColumnPack<false>, kHasTeacher>(part, is_aligned(part), fold_into(lane));
 
   __shared__ ReductionBuffer buffer;
   reduce_lanes(lane, buffer, part, args.params, [&](auto& checked) {  // reads the row once more

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Iterator
 
 import pytest
 from compiler import Compiler, find_tool
@@ -32,10 +33,17 @@ def shipped(nvcc: Compiler) -> ShippedKernels:
 
 
 @pytest.fixture(scope="session")
-def launchers(runtime: StandInRuntime, shipped: ShippedKernels) -> Launchers:
-    """The launchers of csrc/cuda; launches run the PTX of sm_90a in the executor."""
+def launcher_library(runtime: StandInRuntime, shipped: ShippedKernels) -> Launchers:
     made = Launchers(runtime, host_library(runtime, shipped), shipped)
     # a million instructions, which every full collection would look at again
     gc.collect()
     gc.freeze()
     return made
+
+
+@pytest.fixture
+def launchers(launcher_library: Launchers, request: pytest.FixtureRequest) -> Iterator[Launchers]:
+    """The launchers of csrc/cuda; launches run the PTX of sm_90a in the executor, or of the
+    architecture that is the fixture's parameter."""
+    with launcher_library.on(getattr(request, "param", "sm_90a")):
+        yield launcher_library

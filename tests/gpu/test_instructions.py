@@ -198,14 +198,23 @@ def test_double_fma_rounds_once() -> None:
     np.testing.assert_array_equal(got, [e.numerator / e.denominator for e in exact])
 
 
-@pytest.mark.parametrize("operation", ["add.rn.f32x2", "mul.rn.ftz.f32x2", "fma.rn.f32x2"])
-def test_pairs_of_singles(operation: str) -> None:
-    x = RNG.normal(size=(3, 200, 2)).astype(np.float32)
-    sources = "%d4, %d5, %d6" if "fma" in operation else "%d4, %d5"
-    got = evaluate(f"{operation} %d1, {sources};", [v.view(np.uint64)[:, 0] for v in x], np.uint64)
-    a, b, c = x.astype(np.float64)
-    exact = {"add": a + b, "mul": a * b, "fma": a * b + c}[operation[:3]]
-    np.testing.assert_array_equal(got[:, None].view(np.float32), exact.astype(np.float32))
+@pytest.mark.parametrize("flush", ["", ".ftz"])
+@pytest.mark.parametrize("operation", ["add", "sub", "mul", "fma"])
+def test_pairs_of_singles(operation: str, flush: str) -> None:
+    """Each of the two as if it were alone, special values too."""
+    values = np.stack([np.tile(RNG.permutation(FLOATS), 60) for _ in range(6)]).reshape(3, -1, 2)
+    values[:, 200:] = RNG.normal(size=values[:, 200:].shape)
+    count = 3 if operation == "fma" else 2
+    sources = ", ".join(f"%d{4 + k}" for k in range(count))
+    pairs = [np.ascontiguousarray(v).view(np.uint64)[:, 0] for v in values[:count]]
+    got = evaluate(f"{operation}.rn{flush}.f32x2 %d1, {sources};", pairs, np.uint64)
+    scalars = ", ".join(f"%f{k}" for k in range(count))
+    moves = " ".join(f"mov.b32 %f{k}, %r{4 + k};" for k in range(count))
+    body = f"{moves} {operation}.rn{flush}.f32 %f3, {scalars}; mov.b32 %r3, %f3;"
+    for k in (0, 1):
+        words = [np.ascontiguousarray(v[:, k]).view(np.uint32) for v in values[:count]]
+        one = np.ascontiguousarray(got[:, None].view(np.float32)[:, k])
+        assert_same_floats(one, evaluate(body, words, np.float32))
 
 
 def round_to(exact: Fraction, mantissa: int, smallest: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vocab_kernels.build import OTHER_ARCHITECTURES
+from vocab_kernels.build import SWEEP_ARCHITECTURES
 from vocab_kernels.checks import assert_clean, assert_gradient, assert_within
 from vocab_kernels.contract import (
     FP16,
@@ -44,6 +44,7 @@ CASES = [
     ("three warps, three parts", 4, True, 3),
     ("three warps, three parts", 8, False, 0),  # blocks without columns at the end
 ]
+sweeps = pytest.mark.parametrize("launchers", SWEEP_ARCHITECTURES, indirect=True)
 dtypes = pytest.mark.parametrize("dtype", LOGIT_TYPES, ids=lambda d: d.name)
 instances = pytest.mark.parametrize("instance", FUSED_INSTANCES, ids=int)
 
@@ -79,6 +80,7 @@ def check(
     assert_gradient(exact.gradient, outcome, p.dtype, p.patterns)
 
 
+@sweeps
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 @dtypes
 def test_objectives(launchers: Launchers, dtype: LogitType, objective: Objective) -> None:
@@ -86,6 +88,7 @@ def test_objectives(launchers: Launchers, dtype: LogitType, objective: Objective
     check(launchers, p, objective, Layout(32, 2), padding=2, noise=1.0)
 
 
+@sweeps
 @pytest.mark.parametrize(("name", "cluster", "in_place", "padding"), CASES)
 @dtypes
 def test_shapes(
@@ -97,6 +100,7 @@ def test_shapes(
     check(launchers, p, objective, layout, in_place=in_place, padding=padding)
 
 
+@sweeps
 @instances
 @dtypes
 def test_any_schedule(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
@@ -113,17 +117,14 @@ def test_no_labels(launchers: Launchers) -> None:
     check(launchers, p, objective, Layout(32, 2))
 
 
-@pytest.mark.parametrize("arch", OTHER_ARCHITECTURES)
 @instances
 @dtypes
-def test_other_architectures(
-    launchers: Launchers, dtype: LogitType, instance: Feature, arch: str
-) -> None:
+def test_sm_80(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
     """sm_80 has no clusters: a block takes the whole row."""
     shape, objective = shapes(dtype)["three warps, three parts"], most_of(instance)
-    layout = replace(shape.layout, parts=1 if arch == "sm_80" else 4)
+    layout = replace(shape.layout, parts=1)
     p = problem(dtype, shape.columns, objective)
-    with launchers.on(arch, fused_kernel(dtype, instance)):
+    with launchers.on("sm_80", fused_kernel(dtype, instance)):
         check(launchers, p, objective, layout, instance)
 
 
@@ -135,6 +136,7 @@ def test_wrong_label_shows(launchers: Launchers) -> None:
     assert np.isnan(outcome.losses[0]).tolist() == [False, True, True]
 
 
+@sweeps
 @instances
 def test_nan_shows(launchers: Launchers, instance: Feature) -> None:
     """A logit that is no number: no loss, and no gradient."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from vocab_kernels.build import OTHER_ARCHITECTURES
+from vocab_kernels.build import SWEEP_ARCHITECTURES
 from vocab_kernels.checks import assert_clean, assert_gradient
 from vocab_kernels.contract import ALL_FEATURES, FP32, LOGIT_TYPES, Feature, LogitType, stat_rows
 from vocab_kernels.formulas import stacked
@@ -58,6 +58,7 @@ CASES = [
     ("three warps, three parts", False, 700),  # a part with nothing but padding
 ]
 
+sweeps = pytest.mark.parametrize("launchers", SWEEP_ARCHITECTURES, indirect=True)
 dtypes = pytest.mark.parametrize("dtype", LOGIT_TYPES, ids=lambda d: d.name)
 
 
@@ -77,6 +78,7 @@ def check(launchers: Launchers, p: Problem, layout: Layout, **options: object) -
     return outcome
 
 
+@sweeps
 @pytest.mark.parametrize(("name", "in_place", "padding"), CASES)
 @dtypes
 def test_values(
@@ -88,6 +90,7 @@ def test_values(
     check(launchers, p, shape.layout, in_place=in_place, padding=padding, noise=float(in_place))
 
 
+@sweeps
 @dtypes
 def test_any_schedule(launchers: Launchers, dtype: LogitType) -> None:
     """In place, where a thread that reads what another one has written would show."""
@@ -95,6 +98,7 @@ def test_any_schedule(launchers: Launchers, dtype: LogitType) -> None:
     check(launchers, p, Layout(64, 2), in_place=True, padding=2, seed=1, noise=1.0)
 
 
+@sweeps
 @dtypes
 def test_rows_without_weight_are_zero(launchers: Launchers, dtype: LogitType) -> None:
     """... exactly, also where the logits are not numbers: they are not looked at."""
@@ -123,6 +127,7 @@ def test_shards(launchers: Launchers) -> None:
         assert_gradient(part, outcome, FP32, PATTERNS)
 
 
+@sweeps
 @dtypes
 def test_without_teacher(launchers: Launchers, dtype: LogitType) -> None:
     """Only the student's terms; argmax columns of a teacher that is not there are none."""
@@ -135,15 +140,15 @@ def test_without_teacher(launchers: Launchers, dtype: LogitType) -> None:
     assert_gradient(stats_gradient(p.model, by_name), outcome, dtype, PATTERNS)
 
 
-@pytest.mark.parametrize("arch", OTHER_ARCHITECTURES)
 @dtypes
-def test_other_architectures(launchers: Launchers, dtype: LogitType, arch: str) -> None:
+def test_sm_80(launchers: Launchers, dtype: LogitType) -> None:
     shape = shapes(dtype)["three warps, three parts"]
     p = Problem(dtype, shape.columns, PATTERNS, LABELS)
-    with launchers.on(arch, f"vocab_gradient_kernelI{dtype.mangled}E"):
+    with launchers.on("sm_80", f"vocab_gradient_kernelI{dtype.mangled}E"):
         check(launchers, p, shape.layout, in_place=True, padding=3)
 
 
+@sweeps
 def test_nan_shows(launchers: Launchers) -> None:
     """Logits that are not numbers have no gradient, whatever the row's kind."""
     kinds = ("cross entropy", "log-sum-exp", "entropy", "forward", "reverse", "softened")

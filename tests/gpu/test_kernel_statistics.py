@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from vocab_kernels.build import OTHER_ARCHITECTURES
+from vocab_kernels.build import SWEEP_ARCHITECTURES
 from vocab_kernels.checks import assert_clean, assert_stats
 from vocab_kernels.contract import (
     ALL_FEATURES,
@@ -56,6 +56,7 @@ def cases() -> list[object]:
     ]
 
 
+sweeps = pytest.mark.parametrize("launchers", SWEEP_ARCHITECTURES, indirect=True)
 dtypes = pytest.mark.parametrize("dtype", LOGIT_TYPES, ids=lambda d: d.name)
 instances = pytest.mark.parametrize("features", STATS_INSTANCES, ids=int)
 
@@ -70,6 +71,7 @@ def check(
         assert stats_kernel(p.dtype, features) in outcome.launches[0].kernel
 
 
+@sweeps
 @pytest.mark.parametrize(("dtype", "features", "name"), cases())
 def test_values(launchers: Launchers, dtype: LogitType, features: Feature, name: str) -> None:
     """In step. In every other case the approximate instructions are off by what they may be."""
@@ -77,6 +79,7 @@ def test_values(launchers: Launchers, dtype: LogitType, features: Feature, name:
     check(launchers, problem(dtype, shape.columns), shape.layout, features, noise=noise)
 
 
+@sweeps
 @instances
 @dtypes
 def test_any_schedule(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
@@ -107,6 +110,7 @@ def test_features_within_an_instance(launchers: Launchers, features: Feature) ->
     check(launchers, p, Layout(32, 2), features)
 
 
+@sweeps
 @pytest.mark.parametrize("temperature", [0.25, 8.0])
 def test_temperature(launchers: Launchers, temperature: float) -> None:
     """Below 1, softened probabilities underflow before the others do; above, after them."""
@@ -114,18 +118,16 @@ def test_temperature(launchers: Launchers, temperature: float) -> None:
     check(launchers, p, Layout(32, 2), ALL_FEATURES, noise=1.0)
 
 
-@pytest.mark.parametrize("arch", OTHER_ARCHITECTURES)
 @instances
 @dtypes
-def test_other_architectures(
-    launchers: Launchers, dtype: LogitType, features: Feature, arch: str
-) -> None:
+def test_sm_80(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
     """One shape: the source is the same, the compiler's choices are not."""
     shape = shapes(dtype)["three warps, three parts"]
-    with launchers.on(arch, stats_kernel(dtype, features), "merge_kernel"):
+    with launchers.on("sm_80", stats_kernel(dtype, features), "merge_kernel"):
         check(launchers, problem(dtype, shape.columns), shape.layout, features)
 
 
+@sweeps
 @instances
 def test_nan_shows(launchers: Launchers, features: Feature) -> None:
     """All that a logit which is no number enters is NaN."""

@@ -20,6 +20,41 @@ FUNCTION __nv_bfloat16 bf(float a) { return __float2bfloat16_rn(a); }
 FUNCTION __half hf(float a) { return __float2half_rn(a); }
 FUNCTION float clamp(float a, float bound) { return fminf(fmaxf(a, -bound), bound); }
 
+// Pairs of singles: one instruction from sm_100 on.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+FUNCTION unsigned long long packed(float2 pair) {
+  unsigned long long bits;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(bits) : "f"(pair.x), "f"(pair.y));
+  return bits;
+}
+FUNCTION float2 unpacked(unsigned long long bits) {
+  float2 pair;
+  asm("mov.b64 {%0, %1}, %2;" : "=f"(pair.x), "=f"(pair.y) : "l"(bits));
+  return pair;
+}
+#define PAIR_OPERATION(name)                                                          \
+  FUNCTION float2 name##_pairs(float2 a, float2 b) {                                  \
+    unsigned long long bits;                                                          \
+    asm(#name ".rn.f32x2 %0, %1, %2;" : "=l"(bits) : "l"(packed(a)), "l"(packed(b))); \
+    return unpacked(bits);                                                            \
+  }
+PAIR_OPERATION(add)
+PAIR_OPERATION(sub)
+PAIR_OPERATION(mul)
+FUNCTION float2 fma_pairs(float2 a, float2 b, float2 c) {
+  unsigned long long bits;
+  asm("fma.rn.f32x2 %0, %1, %2, %3;" : "=l"(bits) : "l"(packed(a)), "l"(packed(b)), "l"(packed(c)));
+  return unpacked(bits);
+}
+#else
+FUNCTION float2 add_pairs(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
+FUNCTION float2 sub_pairs(float2 a, float2 b) { return {a.x - b.x, a.y - b.y}; }
+FUNCTION float2 mul_pairs(float2 a, float2 b) { return {a.x * b.x, a.y * b.y}; }
+FUNCTION float2 fma_pairs(float2 a, float2 b, float2 c) {
+  return {fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)};
+}
+#endif
+
 // clang-format off: a list is easier to read than what becomes of a macro's argument
 // ---- results must be the same bits (any NaN equals any NaN)
 #define EXACT_FLOAT(X)                                                                            \
@@ -41,7 +76,11 @@ FUNCTION float clamp(float a, float bound) { return fminf(fmaxf(a, -bound), boun
   X(__half2float(hf(a))) X(__half2float(__float2half_rz(a)))                                      \
   X(__bfloat162float(__hadd(bf(a), bf(b)))) X(__bfloat162float(__hsub(bf(a), bf(b))))             \
   X(__bfloat162float(__hmul(bf(a), bf(b)))) X(__half2float(__hadd(hf(a), hf(b))))                 \
-  X(__half2float(__hmul(hf(a), hf(b)))) X(__bfloat162float(bf(a) < bf(b) ? bf(c) : bf(a)))
+  X(__half2float(__hmul(hf(a), hf(b)))) X(__bfloat162float(bf(a) < bf(b) ? bf(c) : bf(a))) \
+  X(add_pairs({a, b}, {b, c}).x) X(add_pairs({a, b}, {b, c}).y)                                   \
+  X(sub_pairs({a, b}, {b, c}).x) X(sub_pairs({a, b}, {b, c}).y)                                   \
+  X(mul_pairs({a, b}, {b, c}).x) X(mul_pairs({a, b}, {b, c}).y)                                   \
+  X(fma_pairs({a, b}, {b, c}, {c, a}).x) X(fma_pairs({a, b}, {b, c}, {c, a}).y)
 
 // ---- integers: the same
 #define EXACT_INTEGER(X)                                                                          \

@@ -38,6 +38,7 @@ class Roofline:
 @dataclass(frozen=True)
 class Figures:
     kernel: str
+    title: str  # of the kernel, or of the loop where it has several
     target: str
     registers: int
     stack: int
@@ -74,6 +75,20 @@ def main_loop(
     return loop
 
 
+def loop_by_cost(kernel: SassKernel, place: int, count: int) -> list[SassInstruction]:
+    """Number `place` (from 1) of the `count` loops that compute whole, aligned vectors of a
+    gradient, in rising order of their instructions. Line information does not tell them apart: in
+    nvcc 13.0's code for sm_100a it names the wrong call of a function that was inlined twice."""
+    loops = [
+        code
+        for code in kernel.innermost_loops()
+        if moved(code, STORES) and not narrow(code) and any(i.base == "MUFU" for i in code)
+    ]
+    if len(loops) != count:
+        raise ValueError(f"{kernel.name}: expected {count} loops for a gradient, got {len(loops)}")
+    return sorted(loops, key=lambda code: len(code) / moved(code, STORES))[place - 1]
+
+
 def measure(
     kernel: SassKernel,
     *,
@@ -81,18 +96,29 @@ def measure(
     pair_bytes: int,
     counted: str = "loads",
     dynamic_shared: int = 0,
+    loop_place: tuple[int, int] | None = None,
+    both_loops: bool = False,
+    title: str = "",
 ) -> Figures:
     """threads: of a block. pair_bytes: how many bytes the loop loads (counted="stores": stores) for
-    each logit pair, from which the pairs of one iteration follow."""
+    each logit pair, from which the pairs of one iteration follow; 0: no loop counts. loop_place:
+    those of loop_by_cost, instead of the main loop, or (both_loops) after it: an iteration of
+    either takes the same pairs."""
     bases = STORES if counted == "stores" else LOADS
-    loop = main_loop(kernel, bases)
-    pairs = moved(loop, bases) / pair_bytes
+    loop: list[SassInstruction] = []
+    if pair_bytes:
+        if both_loops or not loop_place:
+            loop += main_loop(kernel, bases)
+        if loop_place:
+            loop += loop_by_cost(kernel, *loop_place)
+    pairs = moved(loop, bases) / pair_bytes if pair_bytes else 1.0
     opcodes = Counter(i.base if i.base != "MUFU" else i.opcode for i in loop)
     slots: Counter[str] = Counter()
     for i in loop:
         slots[pipe_of(i.opcode)] += SLOTS.get(i.base, 1)
     figures = Figures(
         kernel.name,
+        title,
         kernel.target,
         kernel.resources.registers,
         kernel.resources.stack + kernel.resources.local,
@@ -107,7 +133,7 @@ def measure(
         {pipe: n / pairs for pipe, n in slots.items()},
     )
     for name, gpu in GPUS.items():
-        if gpu.capability == kernel.capability:
+        if pair_bytes and gpu.capability == kernel.capability:
             figures.rooflines[name] = _roofline(gpu, figures, threads, dynamic_shared)
     return figures
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from .limits import KernelLimits
 class Report:
     figures: list[Figures] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
+    without_limits: list[str] = field(default_factory=list)  # kernels
 
 
 def check(cubins: Sequence[Path], limits: Sequence[KernelLimits]) -> Report:
@@ -25,12 +25,14 @@ def check(cubins: Sequence[Path], limits: Sequence[KernelLimits]) -> Report:
     for cubin in cubins:
         applied = 0
         for kernel in disassemble(cubin):
-            for entry in limits:
-                if entry.applies_to(kernel):
-                    figures = entry.figures(kernel)
-                    report.figures.append(figures)
-                    report.breaches += entry.breaches(figures)
-                    applied += 1
+            entries = [entry for entry in limits if entry.applies_to(kernel)]
+            applied += len(entries)
+            if not entries:
+                report.without_limits.append(kernel.name)
+            for entry in entries:
+                figures = entry.figures(kernel)
+                report.figures.append(figures)
+                report.breaches += entry.breaches(figures)
         if not applied:
             report.breaches.append(f"{cubin.name}: none of its kernels has limits")
     return report
@@ -56,31 +58,27 @@ def describe(figures: Figures) -> str:
 
 
 def table(all_figures: Sequence[Figures]) -> str:
-    """A row for each kernel in Markdown, with the figures of its last target and the margins of all
-    GPUs; in bold where memory is not the bound."""
+    """A row in Markdown for each kernel or loop with a title: figures of each target, and
+    the margins of all GPUs; in bold where memory is not the bound."""
     gpus = list(dict.fromkeys(gpu for f in all_figures for gpu in f.rooflines))
     lines = [
         f"| kernel | registers | bytes | instructions | EX2 | {' | '.join(gpus)} |",
         "|---|---|---|---|---|" + "---|" * len(gpus),
     ]
-    by_kernel: dict[str, list[Figures]] = {}
+    by_title: dict[str, list[Figures]] = {}
     for figures in all_figures:
-        by_kernel.setdefault(_short_name(figures.kernel), []).append(figures)
-    for name, targets in by_kernel.items():
+        if figures.title:
+            by_title.setdefault(figures.title, []).append(figures)
+
+    for title, targets in by_title.items():
         margins = {gpu: roof.margin for f in targets for gpu, roof in f.rooflines.items()}
         cells = [f"{m:.2f}" if m >= 1.0 else f"**{m:.2f}**" for m in map(margins.get, gpus) if m]
+        registers = ", ".join(str(f.registers) for f in targets)
+        instructions = ", ".join(f"{f.instructions:.1f}" for f in targets)
+        exponentials = ", ".join(f"{f.opcodes.get('MUFU.EX2', 0.0):.1f}" for f in targets)
         last = targets[-1]
         lines.append(
-            f"| {name} | {last.registers} | {last.loaded_bytes:g} + {last.stored_bytes:g} | "
-            f"{last.instructions:.1f} | {last.opcodes.get('MUFU.EX2', 0.0):.2f} | "
-            f"{' | '.join(cells)} |"
+            f"| {title} | {registers} | {last.loaded_bytes:g} + {last.stored_bytes:g} | "
+            f"{instructions} | {exponentials} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
-
-
-def _short_name(mangled: str) -> str:
-    """ "fused bfloat16 63" of _ZN4bgkd12fused_kernelI13__nv_bfloat16Lj63EEEv..."""
-    found = re.match(
-        r"_ZN4bgkd\d+(\w+?)_kernelI(?:\d+__(?:nv_)?)?([a-z0-9]+?)(?:Lj(\d+)E)?E", mangled
-    )
-    return " ".join(filter(None, found.groups())) if found else mangled

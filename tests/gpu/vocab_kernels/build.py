@@ -25,6 +25,8 @@ SOURCES = ROOT / "csrc"
 CACHE = ROOT / "build" / "kernels"
 OTHER_ARCHITECTURES = ("sm_80", "sm_100a")
 ARCHITECTURES = ("sm_90a", *OTHER_ARCHITECTURES)  # most tests run the first
+# The sweeps compute on single columns, and on pairs of columns from sm_100 on.
+SWEEP_ARCHITECTURES = ("sm_90a", "sm_100a")
 KEPT = (".ptx", ".cubin", ".o")
 KERNEL = re.compile(r"^(?:\.visible )?\.entry (\w+)\(.*?^}$", re.M | re.S)
 
@@ -52,6 +54,7 @@ class ShippedKernels:
     ) -> None:
         self._folders = folders
         self._names_have_arch = len(architectures) > 1  # nvcc's names of what it keeps
+        self._modules: dict[tuple[str, tuple[str, ...]], list[ptx.Module]] = {}
         self.objects = [path for folder in folders for path in folder.glob("*.o")]
         self._texts = {
             arch: [path.read_text() for path in self._files(arch, "ptx")] for arch in architectures
@@ -70,7 +73,13 @@ class ShippedKernels:
         return self._files(arch, "cubin")
 
     def modules(self, arch: str, kernels: Sequence[str] = ("",)) -> list[ptx.Module]:
-        """kernels: parts of the names of those that are wanted; to parse all takes 15 s."""
+        """kernels: parts of the names of those that are wanted; to parse all takes 15 s, once."""
+        key = (arch, tuple(kernels))
+        if key not in self._modules:
+            self._modules[key] = self._parsed(arch, kernels)
+        return self._modules[key]
+
+    def _parsed(self, arch: str, kernels: Sequence[str]) -> list[ptx.Module]:
 
         def wanted(found: re.Match[str]) -> str:
             return found[0] if any(part in found[1] for part in kernels) else ""

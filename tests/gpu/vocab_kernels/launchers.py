@@ -64,8 +64,9 @@ class Launchers:
 
     @contextmanager
     def on(self, arch: str, *kernels: str) -> Iterator[None]:
-        """Within, launches run another architecture's kernels with these parts in their names."""
-        self.runtime.load(self.path, *self.kernels.modules(arch, kernels))
+        """Within, launches run another architecture's kernels with these parts in their names;
+        without names, all of them."""
+        self.runtime.load(self.path, *self.kernels.modules(arch, kernels or ("",)))
         try:
             yield
         finally:
