@@ -150,6 +150,19 @@ def student_overflow(rng: Generator, size: int) -> Pair:
 
 
 Pattern = Callable[[Generator, int], Pair]
+
+
+def maxima_at(student: int, teacher: int) -> Pattern:
+    """At these columns; the same number is the teacher's maximum, or the student's."""
+
+    def pattern(rng: Generator, size: int) -> Pair:
+        z, t = even(rng, size)
+        z[student % size], t[teacher % size] = 2, 2
+        return z, t
+
+    return pattern
+
+
 # ... whose statistics over the whole vocabulary are finite
 FINITE: tuple[Pattern, ...] = (ordinary, even, close, equal, large, offset, rising, ties, flat,
                                common_holes, first_half_absent, second_half_absent,

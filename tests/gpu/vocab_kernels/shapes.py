@@ -44,5 +44,17 @@ def shapes(dtype: LogitType) -> dict[str, Shape]:
     }
 
 
+def elements(dtype: LogitType) -> list[int]:
+    """The columns of the first thread's two vectors, in a block of one warp: each has instructions
+    of its own."""
+    return [start + k for start in (0, 32 * dtype.vector) for k in range(dtype.vector)]
+
+
+def ends(dtype: LogitType) -> list[Shape]:
+    """A row ends at every one of these."""
+    misaligned = Layout(slack=(1, 3, 2), start=(1, 2, 3))
+    return [Shape(column + 1, misaligned) for column in elements(dtype)]
+
+
 # Where instances can differ: long loops, parts and their merge, and rows without alignment.
 TYPICAL = ("rounds and a tail", "misaligned", "three warps, three parts")
