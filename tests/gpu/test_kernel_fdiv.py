@@ -135,6 +135,18 @@ def test_any_schedule(launchers: Launchers, dtype: LogitType, kind: Divergence) 
     check(launchers, p, kind, Layout(64, 2), in_place=True, rows=rows, seed=1, noise=1.0)
 
 
+def test_many_parts(launchers: Launchers) -> None:
+    """Their loop goes on, and more sums than a block of 128 threads has."""
+    p = Problem(FP32, 9 * 256 + 7, [even] * 70)
+    exact, stats = FDivergence(p.model, Divergence.TOTAL_VARIATION, 0.5), p.model.finished()
+    outcome = launchers.vocab_fdiv(
+        p, stacked(stats, Feature.TEACHER), Divergence.TOTAL_VARIATION, 0.5, Layout(32, 10)
+    )
+    assert_clean(outcome)
+    assert_within(exact.divergence, outcome.result[0], "divergence", p.patterns)
+    assert_within(exact.slope, outcome.result[1], "slope", p.patterns)
+
+
 @pytest.mark.parametrize("skew", [0.001, 0.999])
 @kinds
 def test_mixtures_near_one_model(launchers: Launchers, kind: Divergence, skew: float) -> None:

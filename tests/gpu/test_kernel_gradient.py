@@ -132,10 +132,15 @@ def test_shards(launchers: Launchers) -> None:
         assert_gradient(part, outcome, FP32, PATTERNS)
 
 
+@pytest.mark.parametrize(
+    "features",
+    [Feature.LABEL | Feature.STUDENT_ENTROPY, Feature.TEACHER, ALL_FEATURES & ~Feature.POWER],
+    ids=int,
+)
 @dtypes
-def test_without_teacher(launchers: Launchers, dtype: LogitType) -> None:
-    """Only the student's terms; argmax columns of a teacher that is not there are none."""
-    features = Feature.LABEL | Feature.STUDENT_ENTROPY
+def test_features(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
+    """The rows of what it reads depend on them. Without a teacher only the student's terms; argmax
+    columns of a teacher that is not there are none."""
     p = Problem(dtype, 130 * dtype.vector + 3, PATTERNS, LABELS)
     by_name, weights = upstream(p, features)
     stats = stacked(p.model.finished(), features)

@@ -111,6 +111,16 @@ def test_features_within_an_instance(launchers: Launchers, features: Feature) ->
     check(launchers, p, Layout(32, 2), features)
 
 
+@instances
+@dtypes
+def test_fewest_features(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
+    """Every instance with as little as it is taken for."""
+    for feature in Feature:
+        rest = features & ~feature
+        if launchers.library.instance_of(int(rest)) == features and feature != F.TEACHER:
+            check(launchers, replace(problem(dtype, 100), labels=None), Layout(), rest)
+
+
 @pytest.mark.parametrize("temperature", [0.25, 8.0])
 def test_temperature(launchers: Launchers, temperature: float) -> None:
     """Below 1, softened probabilities underflow before the others do; above, after them."""
@@ -162,7 +172,8 @@ def test_cheapest_instance_is_taken(launchers: Launchers) -> None:
 @dtypes
 def test_every_end(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
     for shape in ends(dtype):
-        p = Problem(dtype, shape.columns, [even, ordinary, common_holes, ties], [1.0, 1.0])
+        patterns = [even, ties, common_holes, maxima_at(0, 0)]
+        p = Problem(dtype, shape.columns, patterns, [1.0, 1.0])
         check(launchers, p, shape.layout, features)
 
 

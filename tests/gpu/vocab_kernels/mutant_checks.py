@@ -18,11 +18,18 @@ import test_kernel_statistics as statistics
 from .contract import ALL_FEATURES, FP32, LOGIT_TYPES, Divergence, Feature, LogitType
 from .launchers import Launchers
 from .objectives import OBJECTIVES
+from .problem import Layout, Problem
 
+# which statistics there are
+LESS = (
+    Feature.LABEL | Feature.STUDENT_ENTROPY, Feature.TEACHER,
+    *(ALL_FEATURES & ~feature for feature in Feature if feature != Feature.TEACHER),
+)  # fmt: skip
 Check = Callable[[Launchers], Any]
 # ... and what runs paths of its own
-SHAPES = ("misaligned", "three warps, three parts", "rounds and a tail", "one more",
-          "teacher misaligned", "student misaligned", "part of a vector")  # fmt: skip
+SHAPES = ("whole rounds", "misaligned whole rounds", "misaligned", "three warps, three parts",
+          "rounds and a tail", "one more", "teacher misaligned", "student misaligned",
+          "part of a vector")  # fmt: skip
 
 
 def checks_of(kernel: str) -> list[Check]:
@@ -62,14 +69,14 @@ def _tests(kernel: str) -> list[tuple[Any, ...]]:
         case "vocab_stats_kernel":
             return _statistics(dtype, Feature(_argument(kernel, r"Lj(\d+)E")))
         case "vocab_gradient_kernel":
-            cases = _cases(gradient.CASES, "misaligned")
+            cases = _cases(gradient.CASES, "one more")
             return [
                 *((gradient.test_values, dtype, *case) for case in cases),
                 (gradient.test_every_element, dtype),
-                (gradient.test_every_end, dtype),
-                (gradient.test_without_teacher, dtype),
+                *((gradient.test_features, dtype, features) for features in LESS),
                 (gradient.test_rows_without_weight_are_zero, dtype),
                 (gradient.test_shards,),
+                (gradient.test_every_end, dtype),
             ]
         case "fdiv_kernel" | "fdiv_gradient_kernel":
             return _fdiv(dtype, Divergence(_argument(kernel, r"FDivergenceE(\d)E")))
@@ -92,7 +99,10 @@ def _tests(kernel: str) -> list[tuple[Any, ...]]:
             return [(merge.test_loss, objective, {}) for objective in OBJECTIVES.values()]
         case "add_parts_kernel":
             case = ("three warps, three parts", False, 3)
-            return [(fdiv.test_values, FP32, Divergence.SKEW_REVERSE, *case)]
+            return [
+                (fdiv.test_values, FP32, Divergence.SKEW_REVERSE, *case),
+                (fdiv.test_many_parts,),
+            ]
         case "scale_rows_kernel":
             return [
                 (scale_rows.test_values, *case.values)  # type: ignore[attr-defined]
@@ -106,30 +116,43 @@ def _statistics(dtype: LogitType, features: Feature) -> list[tuple[Any, ...]]:
     return [
         *((statistics.test_values, dtype, features, name) for name in SHAPES),
         (statistics.test_every_element, dtype, features),
-        (statistics.test_every_end, dtype, features),
         (statistics.test_any_schedule, dtype, features),
         (statistics.test_nan_shows, features),
+        (statistics.test_fewest_features, dtype, features),
+        (statistics.test_every_end, dtype, features),
     ]
 
 
 def _fdiv(dtype: LogitType, kind: Divergence) -> list[tuple[Any, ...]]:
     return [
-        *((fdiv.test_values, dtype, kind, *case) for case in _cases(fdiv.CASES, "misaligned")),
+        *(
+            (fdiv.test_values, dtype, kind, *case)
+            for case in _cases(fdiv.CASES, "three warps, three parts")
+        ),
         (fdiv.test_every_element, dtype, kind),
-        (fdiv.test_every_end, dtype, kind),
         (fdiv.test_a_row_is_written_once, dtype, False),
         (fdiv.test_rows_without_weight_are_zero, dtype, kind),
+        *((_fdiv_features, dtype, kind, features) for features in LESS[1:]),
         *((fdiv.test_mixtures_near_one_model, kind, skew) for skew in (0.001, 0.999)),
+        (fdiv.test_every_end, dtype, kind),
     ]
+
+
+def _fdiv_features(
+    launchers: Launchers, dtype: LogitType, kind: Divergence, features: Feature
+) -> None:
+    p = Problem(dtype, 300, fdiv.PATTERNS, fdiv.LABELS)
+    fdiv.check(launchers, p, kind, Layout(32, 2), features=features)
 
 
 def _fused(dtype: LogitType, instance: Feature) -> list[tuple[Any, ...]]:
     return [
+        (fused.test_instance, dtype, instance, "whole rounds"),
+        (fused.test_instance, dtype, instance, "three warps, three parts"),
         (fused.test_any_schedule, dtype, instance),
-        (fused.test_every_element, dtype, instance),
-        (fused.test_every_end, dtype, instance),
-        (fused.test_instance, dtype, instance),
         *((fused.test_objectives, dtype, objective) for objective in OBJECTIVES.values()),
         *((fused.test_shapes, dtype, *case) for case in fused.CASES),
+        (fused.test_every_element, dtype, instance),
         (fused.test_nan_shows, instance),
+        (fused.test_every_end, dtype, instance),
     ]

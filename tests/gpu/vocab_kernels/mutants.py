@@ -64,7 +64,7 @@ class Result:
     index: int  # of the instruction
     instruction: str
     change: str
-    place: str  # file:line
+    place: str  # file:line, and the line that it is inlined at
     code: str  # the source line
     verdict: str
     reached: bool = True  # some test executes the instruction
@@ -165,7 +165,7 @@ def result_of(proof: Proof, mutant: Mutant) -> Result:
     line, code, place = mutant.instruction.line, "?", "?"
     if line is not None:
         source = Path(mutant.original.files[line.file])
-        place = f"{source.name}:{line.line}"
+        place = mutant.where.split(" `")[0]
         if SOURCES in source.parents:
             code = source.read_text().splitlines()[line.line - 1].strip()
     return Result(

@@ -26,8 +26,10 @@ def shapes(dtype: LogitType) -> dict[str, Shape]:
         "part of a vector": Shape(vector - 1),
         # less than a warp's first vectors: most lanes have no column
         "vectors and a tail": Shape(3 * vector + 1),
-        # no tail: the loop without conditions alone
-        "whole rounds": Shape(2 * step),
+        # no tail: the loop without conditions alone, and where the compiler made two rounds of one
+        "whole rounds": Shape(3 * step),
+        # elements, but no absent ones, which would have sums formed once more
+        "misaligned whole rounds": Shape(2 * step, Layout(slack=(1, 3, 2), start=(1, 2, 3))),
         # one element behind them
         "one more": Shape(2 * step + 1, Layout(slack=((vector - 1),) * 3)),
         # aligned rows with a gap between them; the tail ends within a vector
@@ -51,9 +53,10 @@ def elements(dtype: LogitType) -> list[int]:
 
 
 def ends(dtype: LogitType) -> list[Shape]:
-    """A row ends at every one of these."""
+    """A row ends behind every one of these, or where the second vector would begin."""
     misaligned = Layout(slack=(1, 3, 2), start=(1, 2, 3))
-    return [Shape(column + 1, misaligned) for column in elements(dtype)]
+    lengths = [column + 1 for column in elements(dtype)]
+    return [Shape(length, misaligned) for length in (*lengths, 32 * dtype.vector)]
 
 
 # Where instances can differ: long loops, parts and their merge, and rows without alignment.
