@@ -118,7 +118,9 @@ def test_fewest_features(launchers: Launchers, dtype: LogitType, features: Featu
     for feature in Feature:
         rest = features & ~feature
         if launchers.library.instance_of(int(rest)) == features and feature != F.TEACHER:
-            check(launchers, replace(problem(dtype, 100), labels=None), Layout(), rest)
+            p = problem(dtype, 100)
+            p = p if rest & F.LABEL else replace(p, labels=None)
+            check(launchers, p, Layout(), rest)
 
 
 @pytest.mark.parametrize("temperature", [0.25, 8.0])
