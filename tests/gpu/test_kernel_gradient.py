@@ -53,6 +53,7 @@ CASES = [
     ("one column", True, 0),
     ("part of a vector", False, 0),
     ("vectors and a tail", True, 2),  # padding within the tail's vector
+    ("vectors and a tail", False, 2500),  # ... where the compiler made four rounds of zeros of one
     ("whole rounds", True, 0),
     ("one more", False, 0),
     ("rounds and a tail", False, 150),  # padding longer than a block's zeros
