@@ -13,10 +13,29 @@ from ptx.syntax import Instruction, Kernel, Operand, Vector
 
 @dataclass(frozen=True)
 class Mutant:
-    module: ptx.Module
-    kernel: str
-    change: str  # what became of the instruction
-    where: str  # its source line and opcode
+    original: ptx.Module
+    code: Kernel
+    instruction: Instruction
+    change: str  # what becomes of the instruction
+    new: Instruction
+
+    @property
+    def kernel(self) -> str:
+        return self.code.name
+
+    @property
+    def module(self) -> ptx.Module:
+        """Shares all other instructions, and what the executor made of them."""
+        code = list(self.code.code)
+        code[self.instruction.index] = self.new
+        changed = dataclasses.replace(self.code, code=code)
+        kernels = {**self.original.kernels, self.kernel: changed}
+        return dataclasses.replace(self.original, kernels=kernels)
+
+    @property
+    def where(self) -> str:
+        """Its source line and opcode."""
+        return self.original.describe(self.instruction)
 
     def __str__(self) -> str:
         return f"{self.kernel}: {self.where}: {self.change}"
@@ -39,16 +58,13 @@ COPIED = ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "tanh", "and", "or", "xor", "shl
 REMOVED = ("bar", "barrier", "fence", "membar", "st", "red")
 
 
-def mutants(text: str, kernels: Iterable[str]) -> Iterator[Mutant]:
-    """Every mutant of these kernels (names as in Module.kernel) of this PTX."""
-    module = ptx.parse(text)
+def mutants(module: ptx.Module, kernels: Iterable[str]) -> Iterator[Mutant]:
+    """Every mutant of these kernels (names as in Module.kernel)."""
     for name in kernels:
         kernel = module.kernel(name)
         for instruction in kernel.code:
             for change, new in _changes(instruction):
-                code = _replaced(kernel, instruction.index, new)
-                changed = dataclasses.replace(module, kernels={**module.kernels, kernel.name: code})
-                yield Mutant(changed, kernel.name, change, module.describe(instruction))
+                yield Mutant(module, kernel, instruction, change, new)
 
 
 def surviving(
@@ -61,7 +77,7 @@ def surviving(
 ) -> Outcome:
     """Try mutants, at most `limit` of them chosen at random. survives: whether the test set, run on
     this module, notices nothing."""
-    every = list(mutants(text, kernels))
+    every = list(mutants(ptx.parse(text), kernels))
     chosen = every
     if limit is not None and limit < len(every):
         picks = np.random.default_rng(seed).choice(len(every), limit, replace=False)
@@ -73,11 +89,12 @@ def surviving(
     return outcome
 
 
-def _changes(i: Instruction) -> Iterator[tuple[str, Instruction | None]]:
-    """(description, changed instruction; None: removed)."""
+def _changes(i: Instruction) -> Iterator[tuple[str, Instruction]]:
+    """(description, changed instruction)."""
     if i.opcode in REMOVED or (i.opcode == "cp" and i.has("wait_group", "wait_all")):
         # arriving without waiting is a mistake of another kind: cluster barriers go by halves
-        yield "removed", None
+        # something without effect in its place, so that all others keep theirs
+        yield "removed", _with(i, opcode="nanosleep", modifiers=("u32",), operands=())
     if i.opcode in ("setp", "set") and i.modifiers[0] in FLIPPED:
         new = FLIPPED[i.modifiers[0]]
         yield f"{i.modifiers[0]} -> {new}", _with(i, modifiers=(new, *i.modifiers[1:]))
@@ -111,16 +128,3 @@ def _copy(i: Instruction, target: Operand, source: Operand) -> Instruction:
 
 def _with(i: Instruction, **changes: object) -> Instruction:
     return dataclasses.replace(i, **changes)  # type: ignore[arg-type]
-
-
-def _replaced(kernel: Kernel, index: int, new: Instruction | None) -> Kernel:
-    code = [dataclasses.replace(i) for i in kernel.code]
-    labels = kernel.labels
-    if new is None:
-        del code[index]
-        labels = {name: at - (at > index) for name, at in labels.items()}
-        for at, instruction in enumerate(code):
-            instruction.index = at
-    else:
-        code[index] = new
-    return dataclasses.replace(kernel, code=code, labels=labels)

@@ -37,6 +37,7 @@ from vocab_kernels.rows import (
     Pattern,
     common_holes,
     even,
+    maxima_at,
     offset,
     ordinary,
     student_holes,
@@ -44,7 +45,7 @@ from vocab_kernels.rows import (
     teacher_holes,
     teacher_nan,
 )
-from vocab_kernels.shapes import shapes
+from vocab_kernels.shapes import elements, ends, shapes
 from vocab_kernels.upstream import UPSTREAM, packed, upstream_of
 
 ROWS: tuple[tuple[Pattern, str], ...] = (
@@ -162,6 +163,18 @@ def test_exponents(launchers: Launchers, dtype: LogitType, exponents: tuple[floa
           exponents=exponents, noise=1.0)  # fmt: skip
 
 
+def test_many_parts(launchers: Launchers) -> None:
+    """Their loop goes on, and more sums than a block of 128 threads has."""
+    p = Problem(FP32, 9 * 256 + 7, [even] * 70)
+    exact, stats = FDivergence(p.model, Divergence.TOTAL_VARIATION, 0.5), p.model.finished()
+    outcome = launchers.vocab_fdiv(
+        p, stacked(stats, Feature.TEACHER), Divergence.TOTAL_VARIATION, 0.5, Layout(32, 10)
+    )
+    assert_clean(outcome)
+    assert_within(exact.divergence, outcome.result[0], "divergence", p.patterns)
+    assert_within(exact.slope, outcome.result[1], "slope", p.patterns)
+
+
 @sweeps
 @pytest.mark.parametrize("skew", [0.001, 0.999])
 @kinds
@@ -255,3 +268,32 @@ def test_nan_shows(launchers: Launchers, kind: Divergence) -> None:
     )
     assert_clean(outcome)
     assert np.isnan(outcome.result[:2]).all()
+
+
+# those with a loop of their own over the row's elements
+LOOPS = ["both labels", "general", "softened"]
+
+
+@kinds
+@dtypes
+def test_every_end(launchers: Launchers, dtype: LogitType, kind: Divergence) -> None:
+    rows = [(even, loop) for loop in LOOPS]
+    for shape in ends(dtype):
+        p = Problem(dtype, shape.columns, [even] * len(rows), [1.0] * len(rows))
+        check(launchers, p, kind, shape.layout, rows=rows)
+
+
+@kinds
+@dtypes
+def test_every_element(launchers: Launchers, dtype: LogitType, kind: Divergence) -> None:
+    """Has a label, and the teacher's maximum, which stand apart."""
+    columns = elements(dtype)
+    pairs = [pair for pair in zip(columns, columns[::-1], strict=True) for _ in LOOPS]
+    rows = [
+        (maxima_at(0, argmax), loop)
+        for (_, argmax), loop in zip(pairs, LOOPS * len(columns), strict=True)
+    ]
+    labels = [label for label, _ in pairs]
+    p = Problem(dtype, 64 * dtype.vector, [pattern for pattern, _ in rows], labels)
+    for layout in (Layout(), Layout(slack=(1, 1, 1), start=(1, 1, 1))):
+        check(launchers, p, kind, layout, rows=rows)

@@ -20,11 +20,13 @@ from vocab_kernels.contract import (
 )
 from vocab_kernels.headers import FUSED_INSTANCES, fused_kernel
 from vocab_kernels.launchers import Launchers
-from vocab_kernels.objectives import OBJECTIVES, REVERSE, Evaluated, Objective
+from vocab_kernels.objectives import ARGMAX, FORWARD, OBJECTIVES, REVERSE, Evaluated, Objective
 from vocab_kernels.problem import IGNORED, Layout, Problem
 from vocab_kernels.rows import (
     FINITE,
     Pattern,
+    even,
+    maxima_at,
     ordinary,
     student_holes,
     student_nan,
@@ -32,7 +34,7 @@ from vocab_kernels.rows import (
     teacher_holes,
     teacher_nan,
 )
-from vocab_kernels.shapes import shapes
+from vocab_kernels.shapes import elements, ends, shapes
 
 # (shape, size of the cluster, in place, padding)
 CASES = [
@@ -110,6 +112,17 @@ def test_any_schedule(launchers: Launchers, dtype: LogitType, instance: Feature)
     check(launchers, p, objective, Layout(64, 2), instance, seed=1, noise=1.0)
 
 
+@pytest.mark.parametrize("name", ["three warps, three parts", "whole rounds"])
+@instances
+@dtypes
+def test_instance(launchers: Launchers, dtype: LogitType, instance: Feature, name: str) -> None:
+    """Every instance on rows of every kind, with all its statistics."""
+    shape, objective = shapes(dtype)[name], most_of(instance)
+    p = problem(dtype, shape.columns, objective)
+    layout = replace(shape.layout, parts=4 if shape.layout.parts > 1 else 1)
+    check(launchers, p, objective, layout, instance, padding=3)
+
+
 def test_no_labels(launchers: Launchers) -> None:
     """The teacher's argmax as the hard label: every row counts."""
     objective = OBJECTIVES["reverse shannon argmax"]
@@ -145,3 +158,32 @@ def test_nan_shows(launchers: Launchers, instance: Feature) -> None:
     assert_clean(outcome)
     assert np.isnan(outcome.losses[0]).tolist() == [True, True, True, False]
     assert np.isnan(outcome.result).any(1).tolist() == [True, True, True, False]
+
+
+def loops(instance: Feature) -> list[Objective]:
+    """Those with a loop of their own over the row's elements; a label or an argmax in each."""
+    softened = Objective(REVERSE, hard=ARGMAX, softened=True)
+    both = [Objective(FORWARD), Objective(FORWARD, hard=ARGMAX), Objective(REVERSE, hard=ARGMAX)]
+    return [*both, softened] if Feature.SOFTENED in instance else both
+
+
+@instances
+@dtypes
+def test_every_end(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
+    for shape in ends(dtype):
+        for objective in loops(instance)[1:]:
+            p = Problem(dtype, shape.columns, [even], [1.0])
+            check(launchers, p, objective, shape.layout, instance, in_place=False)
+
+
+@instances
+@dtypes
+def test_every_element(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
+    """Has a label, and the teacher's maximum, which stand apart."""
+    columns = elements(dtype)
+    patterns = [maxima_at(c, d) for c, d in zip(columns, columns[::-1], strict=True)]
+    p = Problem(dtype, 64 * dtype.vector, patterns, columns)
+    for objective in loops(instance):
+        for start in (0, 1):
+            layout = Layout(slack=(start,) * 3, start=(start,) * 3)
+            check(launchers, p, objective, layout, instance)

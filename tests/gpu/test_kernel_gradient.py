@@ -6,6 +6,7 @@ with a pattern of upstream gradients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,12 +22,14 @@ from vocab_kernels.rows import (
     FINITE,
     Pair,
     Pattern,
+    even,
+    maxima_at,
     ordinary,
     student_holes,
     student_nan,
     teacher_holes,
 )
-from vocab_kernels.shapes import shapes
+from vocab_kernels.shapes import elements, ends, shapes
 from vocab_kernels.upstream import UPSTREAM, packed, upstream_of
 
 ROWS: tuple[tuple[Pattern, str], ...] = (
@@ -40,6 +43,9 @@ ROWS: tuple[tuple[Pattern, str], ...] = (
     (ordinary, "general"),
 )
 PATTERNS = [pattern for pattern, _ in ROWS]
+KINDS = [kind for _, kind in ROWS]
+# those with a loop of their own over the row's elements
+LOOPS = ["both labels", "hybrid", "general", "softened"]
 # at both ends; the last two rows: a token without label, and a label that no shard has
 LABELS = (0.0, 1.0, 0.0, 1.0, *[0.5] * (len(ROWS) - 6), IGNORED, 1 << 20)
 # (shape, in place, padding columns)
@@ -47,6 +53,7 @@ CASES = [
     ("one column", True, 0),
     ("part of a vector", False, 0),
     ("vectors and a tail", True, 2),  # padding within the tail's vector
+    ("vectors and a tail", False, 2500),  # ... where the compiler made four rounds of zeros of one
     ("whole rounds", True, 0),
     ("one more", False, 0),
     ("rounds and a tail", False, 150),  # padding longer than a block's zeros
@@ -63,14 +70,17 @@ dtypes = pytest.mark.parametrize("dtype", LOGIT_TYPES, ids=lambda d: d.name)
 
 
 def upstream(
-    p: Problem, features: Feature = ALL_FEATURES
+    p: Problem, features: Feature = ALL_FEATURES, kinds: Sequence[str] = KINDS
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    by_name = upstream_of([kind for _, kind in ROWS], features)
+    by_name = upstream_of(kinds, features)
     return by_name, packed(by_name, p.rows, features)
 
 
-def check(launchers: Launchers, p: Problem, layout: Layout, **options: object) -> Outcome:
-    by_name, weights = upstream(p)
+def check(
+    launchers: Launchers, p: Problem, layout: Layout, kinds: Sequence[str] = KINDS,
+    **options: object,
+) -> Outcome:  # fmt: skip
+    by_name, weights = upstream(p, kinds=kinds)
     stats = stacked(p.model.finished(), ALL_FEATURES)
     outcome = launchers.vocab_gradient(p, stats, weights, layout, **options)  # type: ignore[arg-type]
     assert_clean(outcome)
@@ -128,10 +138,15 @@ def test_shards(launchers: Launchers) -> None:
 
 
 @sweeps
+@pytest.mark.parametrize(
+    "features",
+    [Feature.LABEL | Feature.STUDENT_ENTROPY, Feature.TEACHER, ALL_FEATURES & ~Feature.POWER],
+    ids=int,
+)
 @dtypes
-def test_without_teacher(launchers: Launchers, dtype: LogitType) -> None:
-    """Only the student's terms; argmax columns of a teacher that is not there are none."""
-    features = Feature.LABEL | Feature.STUDENT_ENTROPY
+def test_features(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
+    """The rows of what it reads depend on them. Without a teacher only the student's terms; argmax
+    columns of a teacher that is not there are none."""
     p = Problem(dtype, 130 * dtype.vector + 3, PATTERNS, LABELS)
     by_name, weights = upstream(p, features)
     stats = stacked(p.model.finished(), features)
@@ -162,3 +177,21 @@ def test_nan_shows(launchers: Launchers) -> None:
     assert_clean(outcome)
     for row, kind in enumerate(kinds):
         assert np.isnan(outcome.result[row]).all(), kind
+
+
+@dtypes
+def test_every_end(launchers: Launchers, dtype: LogitType) -> None:
+    for shape in ends(dtype):
+        p = Problem(dtype, shape.columns, [even] * len(LOOPS), [1.0] * len(LOOPS))
+        check(launchers, p, shape.layout, LOOPS)
+
+
+@dtypes
+def test_every_element(launchers: Launchers, dtype: LogitType) -> None:
+    """Has a label, and the teacher's maximum, which stand apart."""
+    columns = elements(dtype)
+    pairs = [pair for pair in zip(columns, columns[::-1], strict=True) for _ in LOOPS]
+    patterns = [maxima_at(0, argmax) for _, argmax in pairs]
+    p = Problem(dtype, 64 * dtype.vector, patterns, [label for label, _ in pairs])
+    for layout in (Layout(), Layout(slack=(1, 1, 1), start=(1, 1, 1))):
+        check(launchers, p, layout, LOOPS * len(columns))

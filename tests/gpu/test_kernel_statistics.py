@@ -28,12 +28,16 @@ from vocab_kernels.rows import (
     ABSENT,
     FINITE,
     INFINITE,
+    common_holes,
+    even,
+    maxima_at,
     ordinary,
     student_nan,
     student_overflow,
     teacher_nan,
+    ties,
 )
-from vocab_kernels.shapes import TYPICAL, shapes
+from vocab_kernels.shapes import TYPICAL, elements, ends, shapes
 
 F = Feature
 START, VOCABULARY = 1000, 1 << 20
@@ -110,6 +114,18 @@ def test_features_within_an_instance(launchers: Launchers, features: Feature) ->
     check(launchers, p, Layout(32, 2), features)
 
 
+@instances
+@dtypes
+def test_fewest_features(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
+    """Every instance with as little as it is taken for."""
+    for feature in Feature:
+        rest = features & ~feature
+        if launchers.library.instance_of(int(rest)) == features and feature != F.TEACHER:
+            p = problem(dtype, 100)
+            p = p if rest & F.LABEL else replace(p, labels=None)
+            check(launchers, p, Layout(), rest)
+
+
 @sweeps
 @pytest.mark.parametrize("temperature", [0.25, 8.0])
 def test_temperature(launchers: Launchers, temperature: float) -> None:
@@ -154,3 +170,22 @@ def test_cheapest_instance_is_taken(launchers: Launchers) -> None:
             i for i in STATS_INSTANCES if features & ~i == 0 and not (i ^ features) & F.TEACHER
         ]
         assert taken == holding[0]
+
+
+@pytest.mark.parametrize("features", [F.LABEL, ALL_FEATURES], ids=int)
+@dtypes
+def test_every_end(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
+    for shape in ends(dtype):
+        patterns = [even, ties, common_holes, maxima_at(0, 0)]
+        p = Problem(dtype, shape.columns, patterns, [1.0, 1.0])
+        check(launchers, p, shape.layout, features)
+
+
+@pytest.mark.parametrize("features", [F.LABEL, ALL_FEATURES], ids=int)
+@dtypes
+def test_every_element(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
+    """The maxima of the models stand apart, so that neither is found in the other's place."""
+    columns = elements(dtype)
+    patterns = [maxima_at(c, d) for c, d in zip(columns, columns[::-1], strict=True)]
+    p = Problem(dtype, 64 * dtype.vector, patterns, columns)
+    check(launchers, p, Layout(), features)

@@ -38,6 +38,6 @@ def test_mutants_are_noticed(nvcc: Compiler) -> None:
 
 def test_every_barrier_and_store_has_a_mutant(nvcc: Compiler) -> None:
     text = nvcc.ptx_text(SOURCE, flags=FLAGS)
-    removed = [m for m in mutants(text, KERNELS) if m.change == "removed"]
+    removed = [m for m in mutants(ptx.parse(text), KERNELS) if m.change == "removed"]
     # a barrier in each kernel; 5 + 5 and 4 + 1 stores
     assert len(removed) == 17

@@ -70,6 +70,7 @@ class LaunchReport:
     dynamic_shared: int
     findings: list[Finding]  # of this launch
     steps: int
+    executed: np.ndarray  # which of the kernel's instructions some thread has executed
     profile: Profile | None
 
 
@@ -192,7 +193,8 @@ class Device:
             pass
         return LaunchReport(
             found.name, grid3, block3, cluster3 or found.cluster or (1, 1, 1), dynamic_shared,
-            self.findings[before:], run.steps if run else 0, run.profile if run else None,
+            self.findings[before:], run.steps if run else 0,
+            run.executed if run else np.zeros(len(found.code), bool), run.profile if run else None,
         )  # fmt: skip
 
     def _place_variables(self, module: Module, kernel: Kernel) -> dict[str, int]:

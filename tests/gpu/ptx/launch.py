@@ -93,6 +93,7 @@ class Launch:
         self.rng = np.random.default_rng(options.seed)
         self.profile = Profile() if options.profile else None
         self.max_steps, self.steps = options.max_steps, 0
+        self.executed = np.zeros(len(kernel.code), bool)
         per_cluster = self.block_size * self.cluster_size
         self.blocks_at_once = max(1, options.max_lanes // per_cluster) * self.cluster_size
         self.program = Program(kernel)

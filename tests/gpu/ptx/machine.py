@@ -157,6 +157,8 @@ class Machine:
                     lanes = self.all_lanes if group is None else group
                     active = lanes[holds] if holds.shape[0] > 1 else lanes[:0]
             empty = active is not None and len(active) == 0
+            if not empty:
+                launch.executed[at] = True
             if profile is not None and not empty:
                 num = self.lanes if active is None else len(active)
                 profile.count(step.name, None if active is None else active // 32, num)

@@ -69,6 +69,9 @@ class ShippedKernels:
         """The mangled names of all kernels."""
         return [name for text in self._texts[arch] for name in KERNEL.findall(text)]
 
+    def texts(self, arch: str) -> list[str]:
+        return self._texts[arch]
+
     def cubins(self, arch: str) -> list[Path]:
         return self._files(arch, "cubin")
 

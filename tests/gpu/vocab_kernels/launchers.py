@@ -53,6 +53,8 @@ class Launchers:
         self.runtime, self.path, self.kernels = runtime, library, kernels
         self.modules = kernels.modules(arch)
         self.library = runtime.load(library, *self.modules)
+        self.options: dict[str, Any] = {}
+        self.launches: list[HostLaunch] = []
         for name in ("vocab_stats", "merge_stats", "vocab_gradient", "vocab_fdiv",
                      "vocab_fdiv_gradient", "fused_loss", "loss", "scale_rows"):  # fmt: skip
             getattr(self.library, name).restype = c_int
@@ -70,6 +72,18 @@ class Launchers:
         try:
             yield
         finally:
+            self.runtime.load(self.path, *self.modules)
+
+    @contextmanager
+    def running(self, module: ptx.Module, **options: Any) -> Iterator[list[HostLaunch]]:
+        """Within, launches run this module's kernels, with these options besides their own. Yields
+        their list."""
+        self.runtime.load(self.path, module)
+        self.options, self.launches = options, []
+        try:
+            yield self.launches
+        finally:
+            self.options = {}
             self.runtime.load(self.path, *self.modules)
 
     # ---- plans
@@ -288,8 +302,9 @@ class Launchers:
         *rest: CudaPlan | FusedPlan | int | None, **options: Any,
     ) -> Outcome:  # fmt: skip
         passed = [byref(x) if isinstance(x, ctypes.Structure) else c_void_p(x) for x in rest]
-        with self.runtime.using(device, **options) as launches:
+        with self.runtime.using(device, **self.options | options) as launches:
             code = getattr(self.library, launcher)(byref(args), *passed, c_void_p(STREAM))
+        self.launches += launches
         return Outcome(code, device, launches, result.read(), result.written())
 
 

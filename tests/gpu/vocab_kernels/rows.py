@@ -92,6 +92,17 @@ def teacher_holes(rng: Generator, size: int) -> Pair:
     return z, t
 
 
+def holes_without_weight(rng: Generator, size: int) -> Pair:
+    """-inf in one model where the other has no probability, in lanes, warps and parts whose maxima
+    are so low that nothing of their sums is left: not even of an infinite one."""
+    z, t = ordinary(rng, size)
+    z[size // 2 :] -= 1e4
+    t[size // 2 :] -= 1e4
+    z[1 + size // 2 :: 6] = -INF
+    t[2 + size // 2 :: 6] = -INF
+    return z, t
+
+
 def first_half_absent(rng: Generator, size: int) -> Pair:
     """Lanes, warps and parts without a finite logit before one with: references move far."""
     z, t = ordinary(rng, size)
@@ -150,9 +161,22 @@ def student_overflow(rng: Generator, size: int) -> Pair:
 
 
 Pattern = Callable[[Generator, int], Pair]
+
+
+def maxima_at(student: int, teacher: int) -> Pattern:
+    """At these columns; the same number is the teacher's maximum, or the student's."""
+
+    def pattern(rng: Generator, size: int) -> Pair:
+        z, t = even(rng, size)
+        z[student % size], t[teacher % size] = 2, 2
+        return z, t
+
+    return pattern
+
+
 # ... whose statistics over the whole vocabulary are finite
 FINITE: tuple[Pattern, ...] = (ordinary, even, close, equal, large, offset, rising, ties, flat,
-                               common_holes, first_half_absent, second_half_absent,
-                               one_finite)  # fmt: skip
+                               common_holes, holes_without_weight, first_half_absent,
+                               second_half_absent, one_finite)  # fmt: skip
 INFINITE: tuple[Pattern, ...] = (student_holes, teacher_holes)
 ABSENT: tuple[Pattern, ...] = (student_absent, teacher_absent, absent)

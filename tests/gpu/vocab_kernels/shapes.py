@@ -26,8 +26,10 @@ def shapes(dtype: LogitType) -> dict[str, Shape]:
         "part of a vector": Shape(vector - 1),
         # less than a warp's first vectors: most lanes have no column
         "vectors and a tail": Shape(3 * vector + 1),
-        # no tail: the loop without conditions alone
-        "whole rounds": Shape(2 * step),
+        # no tail: the loop without conditions alone, and where the compiler made two rounds of one
+        "whole rounds": Shape(3 * step),
+        # elements, but no absent ones, which would have sums formed once more
+        "misaligned whole rounds": Shape(2 * step, Layout(slack=(1, 3, 2), start=(1, 2, 3))),
         # one element behind them
         "one more": Shape(2 * step + 1, Layout(slack=((vector - 1),) * 3)),
         # aligned rows with a gap between them; the tail ends within a vector
@@ -42,6 +44,19 @@ def shapes(dtype: LogitType) -> dict[str, Shape]:
         # as the plans for long rows have it, more than one round
         "eight warps": Shape(8 * step + 9, Layout(256)),
     }
+
+
+def elements(dtype: LogitType) -> list[int]:
+    """The columns of the first thread's two vectors, in a block of one warp: each has instructions
+    of its own."""
+    return [start + k for start in (0, 32 * dtype.vector) for k in range(dtype.vector)]
+
+
+def ends(dtype: LogitType) -> list[Shape]:
+    """A row ends behind every one of these, or where the second vector would begin."""
+    misaligned = Layout(slack=(1, 3, 2), start=(1, 2, 3))
+    lengths = [column + 1 for column in elements(dtype)]
+    return [Shape(length, misaligned) for length in (*lengths, 32 * dtype.vector)]
 
 
 # Where instances can differ: long loops, parts and their merge, and rows without alignment.
