@@ -102,12 +102,9 @@ __global__ void __launch_bounds__(kCudaThreads, 2)
   LaneStats<Lane<false>, kFeatures> lane;
   sweep<T, ColumnPack<false>, true>(
       part.row, is_aligned(part.row), [&](const auto& z, const auto& t, int block, auto is_whole) {
-        constexpr bool kMainLoop = decltype(is_whole)::value;
         z_cache.keep(z, block * kVectorsPerBlock);
         t_cache.keep(t, block * kVectorsPerBlock);
-        update(lane, z, t, static_cast<float>(block), args.params.inv_temperature,
-               args.params.power_exponent,
-               PolynomialShare{kMainLoop ? statistics_share(kFeatures) : 0});
+        fold_block<decltype(is_whole)::value>(lane, z, t, block, args.params);
       });
   reduce_lanes(lane, shared.buffer, part.row, args.params, [&](auto& checked) {
     for (int block = 0; block < blocks; ++block) {

@@ -45,6 +45,7 @@ __device__ __forceinline__ float power_of_two(float shifted) {
 template <bool kChecked_>
 struct Pack<Lane<kChecked_>> {
   using F = Lane<kChecked_>;
+  using Checked = Lane<true>;
   using Narrow = F;
   static constexpr int kColumns = 1;
   static constexpr bool kHasExp2 = true;

@@ -49,6 +49,7 @@ __device__ __forceinline__ LanePair<kChecked_> operator*(LanePair<kChecked_> a,
 template <bool kChecked_>
 struct Pack<LanePair<kChecked_>> {
   using F = LanePair<kChecked_>;
+  using Checked = LanePair<true>;
   using Narrow = Lane<kChecked_>;
   using Single = Pack<Narrow>;
   static constexpr int kColumns = 2;

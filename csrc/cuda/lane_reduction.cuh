@@ -49,6 +49,32 @@ BGKD_INLINE constexpr bool is_sum(int stat) {
   }
 }
 
+// Folds a block of columns into the lane. kMainLoop: the block is whole, and part of the
+// exponentials are polynomials; else its columns are checked.
+template <bool kMainLoop, class Columns, bool kChecked, uint32_t kFeatures>
+__device__ __forceinline__ void fold_block(LaneStats<Lane<kChecked>, kFeatures>& lane,
+                                           const Columns& z, const Columns& t, int block,
+                                           const StatsParams& params) {
+  const auto fold = [&](auto& lanes, PolynomialShare share) {
+    update(lanes, z, t, static_cast<float>(block), params.inv_temperature, params.power_exponent,
+           share);
+  };
+  if constexpr (kMainLoop) {
+    fold(lane, PolynomialShare{statistics_share(kFeatures)});
+  } else {
+    using Checked = LaneStats<Lane<true>, kFeatures>;  // the same numbers
+    Checked checked = __builtin_bit_cast(Checked, lane);
+    fold(checked, PolynomialShare{});
+    lane = __builtin_bit_cast(LaneStats<Lane<kChecked>, kFeatures>, checked);
+  }
+}
+
+// The other sums have no term that could be 0 * inf.
+BGKD_INLINE constexpr bool can_be_spoilt(uint32_t features) {
+  return (features & (kStudentEntropy | kTeacherEntropy | kForwardKl | kReverseKl | kSoftened)) !=
+         0;
+}
+
 // Whether a sum has become NaN: 0 * inf, or a logit that is NaN itself.
 template <class F, uint32_t kFeatures>
 __device__ __forceinline__ bool is_spoilt(const LaneStats<F, kFeatures>& lane) {
@@ -163,7 +189,9 @@ __device__ __forceinline__ void reduce_lanes(LaneStats<Lane<false>, kFeatures>& 
     return sums_of(lanes);
   };
   TokenStats s;
-  if (again) {  // logits of -inf: leave out terms without weight
+  if constexpr (!can_be_spoilt(kFeatures)) {
+    s = sums(lane);
+  } else if (again) {  // logits of -inf: leave out terms without weight
     LaneStats<Lane<true>, kFeatures> checked;
     fold_again(checked);
     s = sums(checked);

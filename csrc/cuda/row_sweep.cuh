@@ -100,13 +100,15 @@ __device__ __forceinline__ bool is_aligned(const RowPart<T>& part) {
   return is_16_byte_aligned(part.z) && (part.t == nullptr || is_16_byte_aligned(part.t));
 }
 
-// All blocks of this thread; `aligned`: where vectors may be used.
+// All blocks of this thread; `aligned`: where vectors may be used. Those that are not whole come as
+// checked packs: the columns behind a row are absent, so 0 * inf is no exception there.
 template <class T, class F, bool kHasTeacher, class Fold>
 __device__ __forceinline__ void sweep(const RowPart<T>& part, bool aligned, const Fold& fold) {
   const int columns = blockDim.x * kBlockColumns<T>;
   const int aligned_blocks = aligned ? part.num_columns / columns : 0;
   sweep_aligned<T, F, kHasTeacher>(part, aligned_blocks, fold);
-  sweep_ragged<T, F, kHasTeacher>(part, aligned_blocks, num_blocks(part), fold);
+  sweep_ragged<T, typename Pack<F>::Checked, kHasTeacher>(part, aligned_blocks, num_blocks(part),
+                                                          fold);
 }
 
 }  // namespace bgkd

@@ -37,10 +37,7 @@ __global__ void __launch_bounds__(kCudaThreads, statistics_blocks_per_sm(kFeatur
 
   const auto fold_into = [&](auto& lanes) {
     return [&](const auto& z, const auto& t, int block, auto is_whole) {
-      constexpr bool kMainLoop = decltype(is_whole)::value;
-      update(lanes, z, t, static_cast<float>(block), args.params.inv_temperature,
-             args.params.power_exponent,
-             PolynomialShare{kMainLoop ? statistics_share(kFeatures) : 0});
+      fold_block<decltype(is_whole)::value>(lanes, z, t, block, args.params);
     };
   };
   LaneStats<Lane<false>, kFeatures> lane;

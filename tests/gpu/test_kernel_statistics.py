@@ -83,6 +83,25 @@ def test_values(launchers: Launchers, dtype: LogitType, features: Feature, name:
     check(launchers, problem(dtype, shape.columns), shape.layout, features, noise=noise)
 
 
+@instances
+@dtypes
+@pytest.mark.parametrize("tail", [0, 3])
+def test_logits_are_read_once(
+    launchers: Launchers, dtype: LogitType, features: Feature, tail: int
+) -> None:
+    """Also where a row ends within a vector: the columns behind it are no reason to read it again.
+    The maxima are looked for once more, in one block of a thread."""
+    columns = 6 * 64 * dtype.vector + tail
+    p = Problem(dtype, columns, [even])
+    slack = -columns % dtype.vector
+    layout = Layout(32, 1, (slack, slack, slack))
+    outcome = launchers.vocab_stats(p, layout, features, profile=True)
+    assert_clean(outcome)
+    read = outcome.launches[0].report.profile.traffic["load global"].bytes
+    once = columns * dtype.size * (2 if features & F.TEACHER else 1)
+    assert once <= read < 1.5 * once
+
+
 @sweeps
 @instances
 @dtypes
