@@ -61,7 +61,9 @@ def top_k(k: int) -> Claim:
         difference = torch.where(chosen, p, 0.0) - torch.where(chosen, q, 0.0)
         return p.exp() * difference
 
-    return Claim(f"forward_kl_top_{k}", f"KL(p‖q), both renormalised over the teacher's top {k}", terms)
+    return Claim(
+        f"forward_kl_top_{k}", f"KL(p‖q), both renormalised over the teacher's top {k}", terms
+    )
 
 
 CLAIMS = {
@@ -81,9 +83,7 @@ CLAIMS = {
             "KL(q‖m), m = 9p/10 + q/10",
             lambda q, p, hard: _kl(q, _mixture(p, q, 0.1)),
         ),
-        Claim(
-            "total_variation", "½ Σ|p − q|", lambda q, p, hard: 0.5 * (p.exp() - q.exp()).abs()
-        ),
+        Claim("total_variation", "½ Σ|p − q|", lambda q, p, hard: 0.5 * (p.exp() - q.exp()).abs()),
         Claim(
             "hybrid",
             "½ KL(p‖q) − ½ log q(label)",

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,6 +44,8 @@ class CostCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if FakeTensor in types:
+            return func(*args, **(kwargs or {}))  # DTensor asks for shapes; nothing is computed
         if any(kind not in (Tensor, Parameter) for kind in types):
             return NotImplemented  # a DTensor, say: it calls operators on plain tensors next
         result = func(*args, **(kwargs or {}))

@@ -20,6 +20,7 @@ __all__ = ["ProblemResult", "launch"]
 ProblemResult = list[Rank] | Failure
 """What each rank measured, or why there is nothing."""
 
+_PRELOADED = ["bgkd_megatron.conformance.adapters", "bgkd_megatron.conformance.worker"]
 # Imports of large packages, on a loaded machine.
 _START_SECONDS = 120.0
 
@@ -34,10 +35,10 @@ def launch(
     """
     with tempfile.TemporaryDirectory(prefix="bgkd-conformance-") as directory:
         job = Job(load, tuple(problems), tp_size, directory, timeout)
-        # Forked from a process that has imported torch and computed nothing: fast, and nothing
+        # Forked from a process that has imported this much and computed nothing: fast, and nothing
         # that one package does reaches another's numbers.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["bgkd_megatron.conformance.worker"])
+        context.set_forkserver_preload(_PRELOADED)
         processes = [
             context.Process(target=run_rank, args=(job, rank), daemon=True)
             for rank in range(tp_size)

@@ -17,7 +17,13 @@ from bgkd_megatron.conformance.claims import Claim
 from bgkd_megatron.conformance.expected import expected, reduced
 from bgkd_megatron.conformance.problems import Problem
 
-__all__ = ["MISTAKES", "Prediction", "gradient_predictions", "two_path_gradients", "value_predictions"]
+__all__ = [
+    "MISTAKES",
+    "Prediction",
+    "gradient_predictions",
+    "two_path_gradients",
+    "value_predictions",
+]
 
 MISTAKES = {
     "non-autograd all-reduce": "the gradient lacks what reaches this rank's logits through the sums "
@@ -38,6 +44,7 @@ MISTAKES = {
     "not finite": "overflow, underflow or 0 * inf",
     "ranks disagree": "the ranks return different losses",
     "masked tokens": "a masked token has a loss or a gradient",
+    "rounding": "right, but rounded more than its tolerance allows",
     "unexplained": "wrong in a way that has no name here",
 }
 
@@ -60,9 +67,7 @@ def _shards(problem: Problem, tp_size: int) -> Iterator[slice]:
 # ---- values
 
 
-def value_predictions(
-    candidate: Candidate, problem: Problem, tp_size: int
-) -> Iterator[Prediction]:
+def value_predictions(candidate: Candidate, problem: Problem, tp_size: int) -> Iterator[Prediction]:
     claim, reduction = candidate.claim, candidate.reduction
     parts = [
         expected(claim, problem, reduction, columns_of_terms=shard).loss
@@ -165,5 +170,3 @@ def two_path_gradients(candidate: Candidate, problem: Problem) -> Sequence[Tenso
     claim, reduction = candidate.claim, candidate.reduction
     direct = expected(claim, problem, reduction, normalise_student=constant_normaliser).gradient
     return direct, expected(claim, problem, reduction).gradient - direct
-
-

@@ -159,7 +159,9 @@ def _difference(ranks: Sequence[Measured], one: Measured) -> float:
     """Of the losses and of the gradient from one rank's; 0 where both are the same infinity."""
     gradient = torch.cat([rank.gradient for rank in ranks], dim=1)
     losses = [((rank.loss - one.loss).abs() / (1 + one.loss.abs())).max() for rank in ranks]
-    return _worst([*map(float, losses), float((gradient - one.gradient).norm() / one.gradient.norm())])
+    return _worst(
+        [*map(float, losses), float((gradient - one.gradient).norm() / one.gradient.norm())]
+    )
 
 
 @functools.cache

@@ -87,8 +87,12 @@ def judge(candidate: Candidate, problem: Problem, ranks: Sequence[Measured]) -> 
     )
     if not (math.isfinite(errors.value_error) and math.isfinite(errors.gradient_error)):
         mistake, detail = "not finite", ""
+    elif tolerance.value < errors.value_error <= _SLACK * tolerance.value:
+        mistake, detail = "rounding", f"the loss is off by {errors.value_error:.2g}"
     elif errors.value_error > tolerance.value:
         mistake, detail = _explain_value(case, _SLACK * tolerance.value)
+    elif tolerance.gradient < errors.gradient_error <= _SLACK * tolerance.gradient:
+        mistake, detail = "rounding", f"the gradient is off by {errors.gradient_error:.2g}"
     elif errors.gradient_error > tolerance.gradient:
         mistake, detail = _explain_gradient(case, _SLACK * tolerance.gradient)
     elif case.gradient[~problem.valid].any():
@@ -107,10 +111,10 @@ def _explain_value(case: _Case, tolerance: float) -> tuple[str, str]:
         wrong = expected(case.candidate.claim, everything, case.candidate.reduction).loss
         if case.value_error([wrong] * case.tp_size) <= tolerance:
             return "columns of padding", ""
-    if case.candidate.ignore_index is not None and case.candidate.reduction == "none":
-        masked = case.losses[0][~case.problem.valid]
-        if masked.any() and case.value_error([case.right.loss.where(case.problem.valid, loss)
-                                              for loss in case.losses]) <= tolerance:
+    if case.candidate.reduction == "none":
+        valid = case.problem.valid
+        ignoring_them = [case.right.loss.where(valid, loss) for loss in case.losses]
+        if case.value_error(ignoring_them) <= tolerance:
             return "masked tokens", "they have a loss"
     if any(not loss.equal(case.losses[0]) for loss in case.losses):
         return "ranks disagree", ""
@@ -126,7 +130,7 @@ def _explain_gradient(case: _Case, tolerance: float) -> tuple[str, str]:
             return prediction.mistake, prediction.detail
     factor = _factor(case.gradient, case.right.gradient)
     if case.gradient_error(factor * case.right.gradient) <= tolerance:
-        is_ranks = abs(factor - case.tp_size) <= tolerance * case.tp_size
+        is_ranks = case.tp_size > 1 and abs(factor / case.tp_size - 1) <= tolerance
         mistake = "doubled backward" if is_ranks else "scaled gradient"
         return mistake, f"{factor:.4g} times the right gradient"
     return _explain_paths(case, tolerance)
@@ -144,7 +148,8 @@ def _explain_paths(case: _Case, tolerance: float) -> tuple[str, str]:
         return "unexplained", f"cosine with the right gradient {cosine:.3f}"
     if abs(b) <= tolerance:
         return "constant normaliser", ""
-    mistake = "doubled backward" if max(a, b) > 1 + tolerance else "scaled gradient"
+    is_doubled = case.tp_size > 1 and max(a, b) > 1 + tolerance
+    mistake = "doubled backward" if is_doubled else "scaled gradient"
     return mistake, f"{a:.3g} times directly, {b:.3g} times through the normaliser"
 
 

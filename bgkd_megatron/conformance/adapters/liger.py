@@ -20,9 +20,7 @@ def _megatron_cross_entropy(setting: Setting) -> Loss:
 
     criterion = LigerMegatronCrossEntropy()
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         return criterion(student.unsqueeze(1), labels.unsqueeze(1), group).squeeze(1)
 
     return loss
@@ -31,9 +29,7 @@ def _megatron_cross_entropy(setting: Setting) -> Loss:
 def _jsd_function(beta: float, setting: Setting) -> Loss:
     from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         return LigerFusedLinearJSDFunction.distillation_loss_fn(
             student, teacher, beta=beta, target=labels
         )

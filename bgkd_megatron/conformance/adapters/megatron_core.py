@@ -14,9 +14,7 @@ __all__ = ["CANDIDATES"]
 def _cross_entropy(setting: Setting) -> Loss:
     from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         logits, targets = student.unsqueeze(1), labels.unsqueeze(1)  # [s, b, V], [s, b]
         return vocab_parallel_cross_entropy(logits, targets, tp_group=group).squeeze(1)
 
@@ -26,9 +24,7 @@ def _cross_entropy(setting: Setting) -> Loss:
 def _fused_cross_entropy(setting: Setting) -> Loss:
     from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         logits, targets = student.unsqueeze(1), labels.unsqueeze(1)
         return fused_vocab_parallel_cross_entropy(logits, targets, group).squeeze(1)
 

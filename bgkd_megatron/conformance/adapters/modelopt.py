@@ -23,9 +23,7 @@ _TOP_K = 64
 
 
 def _loss_of(criterion: Callable[[Tensor, Tensor], Any]) -> Loss:
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         losses, is_part, _ = criterion(student.unsqueeze(1), teacher.unsqueeze(1))  # [s, b, V]
         if is_part:
             dist.all_reduce(losses, group=group)

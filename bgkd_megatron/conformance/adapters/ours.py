@@ -36,9 +36,7 @@ def _hybrid(config: ObjectiveConfig, setting: Setting) -> Loss:
     objective = HybridObjective(config, setting.vocab_size)
     shard = VocabShard.even(setting.vocab_size, setting.num_columns, setting.group)
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         needed = teacher if config.needs_teacher else None
         losses, _ = hybrid_loss(
             student, needed, labels, objective, shard=shard, inplace_backward=True
@@ -51,9 +49,7 @@ def _hybrid(config: ObjectiveConfig, setting: Setting) -> Loss:
 def _two_sweeps(divergence: FDivergence, setting: Setting) -> Loss:
     shard = VocabShard.even(setting.vocab_size, setting.num_columns, setting.group)
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         _, value = vocab_fdiv(
             student, teacher, labels, shard=shard, divergence=divergence, inplace_backward=True
         )

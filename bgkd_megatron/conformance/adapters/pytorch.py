@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -11,6 +13,8 @@ from bgkd_megatron.conformance.claims import CLAIMS
 
 __all__ = ["CANDIDATES"]
 
+_ENTERED = contextlib.ExitStack()
+
 
 def _loss_parallel(setting: Setting) -> Loss:
     from torch.distributed.device_mesh import DeviceMesh
@@ -18,14 +22,12 @@ def _loss_parallel(setting: Setting) -> Loss:
     from torch.distributed.tensor.parallel import loss_parallel
 
     mesh = DeviceMesh.from_group(setting.group, "cpu")
+    # Backward must run within, too: for the life of this process, which is the candidate's own.
+    _ENTERED.enter_context(loss_parallel())
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         logits = DTensor.from_local(student, mesh, [Shard(1)])
-        with loss_parallel():
-            total = F.cross_entropy(logits, labels, reduction="sum")
-        return total.to_local()
+        return F.cross_entropy(logits, labels, reduction="sum").to_local()
 
     return loss
 

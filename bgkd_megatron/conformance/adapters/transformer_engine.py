@@ -14,9 +14,7 @@ __all__ = ["CANDIDATES"]
 def _cross_entropy(setting: Setting) -> Loss:
     from transformer_engine.pytorch.cross_entropy import parallel_cross_entropy
 
-    def loss(
-        student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup
-    ) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         logits, targets = student.unsqueeze(1), labels.unsqueeze(1)  # [s, b, V], [s, b]
         return parallel_cross_entropy(logits, targets, 0.0, False, group).squeeze(1)
 
