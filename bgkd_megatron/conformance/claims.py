@@ -69,7 +69,7 @@ def top_k(k: int) -> Claim:
 CLAIMS = {
     claim.name: claim
     for claim in (
-        Claim("cross_entropy", "−log q(label)", lambda q, p, hard: hard, False, True),
+        Claim("cross_entropy", "-log q(label)", lambda q, p, hard: hard, False, True),
         Claim("forward_kl", "KL(p‖q)", lambda q, p, hard: _kl(p, q)),
         Claim("reverse_kl", "KL(q‖p)", lambda q, p, hard: _kl(q, p)),
         Claim("jensen_shannon", "½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2", _jensen_shannon),
@@ -83,16 +83,16 @@ CLAIMS = {
             "KL(q‖m), m = 9p/10 + q/10",
             lambda q, p, hard: _kl(q, _mixture(p, q, 0.1)),
         ),
-        Claim("total_variation", "½ Σ|p − q|", lambda q, p, hard: 0.5 * (p.exp() - q.exp()).abs()),
+        Claim("total_variation", "½ Σ|p - q|", lambda q, p, hard: 0.5 * (p.exp() - q.exp()).abs()),
         Claim(
             "hybrid",
-            "½ KL(p‖q) − ½ log q(label)",
+            "½ KL(p‖q) - ½ log q(label)",
             lambda q, p, hard: 0.5 * _kl(p, q) + 0.5 * hard,
             needs_labels=True,
         ),
         Claim(
             "hybrid_entropy",
-            "w KL(p‖q) − (1 − w) log q(label), w = H(p)/log V",
+            "w KL(p‖q) - (1 - w) log q(label), w = H(p)/log V",
             _hybrid_entropy,
             needs_labels=True,
         ),

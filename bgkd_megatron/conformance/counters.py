@@ -1,9 +1,9 @@
 """What one call costs, counted from PyTorch's operators while it runs.
 
 A dispatch mode sees every operator that reaches PyTorch, also in backward (on a CPU autograd runs
-in the thread that calls it): collectives of torch.distributed, of its functional collectives and of
-DTensor alike.  It does not see inside code that torch.compile or Triton fused: there the bytes moved
-are too few; collectives are still seen.
+in the thread that calls it): collectives of torch.distributed, of its functional collectives and
+of DTensor alike.  It does not see inside code that torch.compile or Triton fused: there the bytes
+moved are too few; collectives are still seen.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import Parameter
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,7 +35,7 @@ class CostCounter(TorchDispatchMode):
         self.collectives: Counter[str] = Counter()
         """Calls of this rank, by operator."""
         self.payload_bytes = 0
-        """Of the tensors that this rank hands over; how often they travel is the backend's affair."""
+        """Of the tensors that this rank hands over; how far they travel is the backend's affair."""
         self.moved_bytes = 0
         """Every operator reads each input and writes each output once.  Views and allocations are
         free, broadcast elements count once."""

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from bgkd_megatron.conformance.candidate import Candidate
+from bgkd_megatron.conformance.measure import Measured
 from bgkd_megatron.conformance.worker import Failure, Job, Rank, result_path, run_rank, started_path
 
 __all__ = ["ProblemResult", "launch"]
 
-ProblemResult = list[Rank] | Failure
+ProblemResult = list[Measured] | Failure
 """What each rank measured, or why there is nothing."""
 
 _PRELOADED = ["bgkd_megatron.conformance.adapters", "bgkd_megatron.conformance.worker"]
@@ -73,7 +74,7 @@ def _collected(job: Job, processes: Sequence[BaseProcess]) -> dict[str, ProblemR
     for problem in job.problems:
         of_ranks = [_loaded(job, rank, problem) for rank in range(job.tp_size)]
         failures = [rank for rank in of_ranks if isinstance(rank, Failure)]
-        measured = [rank for rank in of_ranks if rank is not None and rank not in failures]
+        measured = [rank for rank in of_ranks if isinstance(rank, Measured)]
         if not failures and len(measured) == job.tp_size:
             results[problem] = measured
             continue

@@ -60,7 +60,9 @@ def measure(candidate: Candidate, problem: Problem, group: dist.ProcessGroup) ->
     _check_shape(candidate, loss, problem)
     kept = forward.kept_bytes(leaf, student, teacher, labels, loss)
     before = leaf.detach(), problem.teacher[:, columns]
-    overwrites = [not now.detach().equal(then) for now, then in zip((student, teacher), before)]
+    overwrites = [
+        not now.detach().equal(old) for now, old in zip((student, teacher), before, strict=True)
+    ]
     value = loss.detach().double().clone()
     weights = upstream if loss.ndim else torch.tensor(SCALAR_UPSTREAM)
     del student

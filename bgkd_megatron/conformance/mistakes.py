@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 MISTAKES = {
-    "non-autograd all-reduce": "the gradient lacks what reaches this rank's logits through the sums "
-    "of other ranks",
+    "non-autograd all-reduce": "the gradient lacks what reaches this rank's logits through the "
+    "sums of other ranks",
     "doubled backward": "the gradient is multiplied by the number of ranks, for the backward of a "
     "collective sums what every rank already has",
     "constant normaliser": "no gradient flows through the sum of exponentials",
@@ -152,8 +152,8 @@ def gradient_predictions(
 
 
 def _own_part(candidate: Candidate, problem: Problem, tp_size: int) -> Tensor:
-    """Each rank differentiates its own terms; those of the others depend on its logits, too, through
-    the normaliser, and that is lost."""
+    """Each rank differentiates its own terms; those of the others depend on its logits, too,
+    through the normaliser, and that is lost."""
     gradient = torch.zeros(problem.student.shape, dtype=torch.float64)
     for shard in _shards(problem, tp_size):
         own = expected(candidate.claim, problem, candidate.reduction, columns_of_terms=shard)

@@ -44,8 +44,8 @@ def as_markdown(outcomes: Sequence[Outcome], tp_sizes: Sequence[int], command: s
     lines += [_row(_cells(outcome, tp_sizes)) for outcome in ran]
     lines += [
         "",
-        "Errors: the worst of all sizes and problems. Costs: one rank of the largest size, bfloat16 "
-        "logits.",
+        "Errors: the worst of all sizes and problems. Costs: one rank of the largest size, with "
+        "bfloat16 logits.",
     ]
     for title, items in (
         ("What is wrong", _complaints(ran)),
@@ -97,7 +97,7 @@ def _cells(outcome: Outcome, tp_sizes: Sequence[int]) -> list[str]:
     return [
         outcome.candidate.name,
         outcome.candidate.claim.name,
-        *(_result(outcome.sizes[tp]) if tp in outcome.sizes else "–" for tp in tp_sizes),
+        *(_result(outcome.sizes[tp]) if tp in outcome.sizes else "-" for tp in tp_sizes),
         _errors(sizes, bf16=False),
         _errors(sizes, bf16=True),
         _number(max((d for d in differences if d is not None), default=None)),
@@ -119,7 +119,7 @@ def _errors(sizes: Sequence[SizeOutcome], *, bf16: bool) -> str:
         if (problem == COST_PROBLEM) == bf16
     ]
     if not verdicts:
-        return "–"
+        return "-"
     worst = (
         max((v.value_error for v in verdicts), key=_nan_first),
         max((v.gradient_error for v in verdicts), key=_nan_first),
@@ -132,19 +132,19 @@ def _nan_first(error: float) -> float:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0e}".replace("e-0", "e-").replace("0e+00", "0")
+    return "-" if value is None else f"{value:.0e}".replace("e-0", "e-").replace("0e+00", "0")
 
 
 def _cost_cells(sizes: dict[int, SizeOutcome]) -> list[str]:
     costs = {tp: size.cost for tp, size in sizes.items() if size.cost is not None}
     if not costs:
-        return ["–"] * 4
+        return ["-"] * 4
     tp_size = max(costs)
     cost = costs[tp_size]
     calls = [sum(c.values()) for c in (cost.forward_collectives, cost.backward_collectives)]
     return [
-        "–" if tp_size == 1 else f"{calls[0]} + {calls[1]}",
-        "–" if tp_size == 1 else f"{cost.sent_bytes / cost.num_tokens:.0f}",
+        "-" if tp_size == 1 else f"{calls[0]} + {calls[1]}",
+        "-" if tp_size == 1 else f"{cost.sent_bytes / cost.num_tokens:.0f}",
         f"{cost.moved_bytes / cost.num_logits:.1f}",
         _kept(cost),
     ]

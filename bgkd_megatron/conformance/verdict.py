@@ -137,7 +137,7 @@ def _explain_gradient(case: _Case, tolerance: float) -> tuple[str, str]:
 
 
 def _explain_paths(case: _Case, tolerance: float) -> tuple[str, str]:
-    """A gradient that is right up to a factor of each path: directly, and through the normaliser."""
+    """A gradient that is right up to a factor of each path: direct, and through the normaliser."""
     direct, normaliser = two_path_gradients(case.candidate, case.problem)
     paths = torch.stack([direct.flatten(), normaliser.flatten()], dim=1)
     solution = torch.linalg.lstsq(paths, case.gradient.flatten()[:, None]).solution[:, 0]

@@ -1,7 +1,7 @@
 """liger-kernel.
 
-Its kernels are Triton's and need a GPU; on a CPU Triton's interpreter executes them, which is enough
-to check numbers and collectives, not to say anything about bytes inside of a kernel.
+Its kernels are Triton's and need a GPU; on a CPU Triton's interpreter executes them, which is
+enough to check numbers and collectives, not to count bytes that a kernel moves.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CANDIDATES = {
         package="liger-kernel",
         ignore_index=-100,
         environment={"TRITON_INTERPRET": "1"},
-        note="Triton's interpreter; bytes moved inside kernels are not counted",
+        note="run by Triton's interpreter; the bytes moved are the interpreter's",
     ),
     "liger:forward_kl": Candidate(
         name="liger-kernel JSD loss of one chunk, beta = 0",

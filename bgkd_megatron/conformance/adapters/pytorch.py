@@ -27,7 +27,9 @@ def _loss_parallel(setting: Setting) -> Loss:
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         logits = DTensor.from_local(student, mesh, [Shard(1)])
-        return F.cross_entropy(logits, labels, reduction="sum").to_local()
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        assert isinstance(total, DTensor)
+        return total.to_local()
 
     return loss
 
