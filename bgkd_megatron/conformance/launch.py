@@ -21,7 +21,12 @@ __all__ = ["ProblemResult", "launch"]
 ProblemResult = list[Measured] | Failure
 """What each rank measured, or why there is nothing."""
 
-_PRELOADED = ["bgkd_megatron.conformance.adapters", "bgkd_megatron.conformance.worker"]
+# A dispatch mode imports torch._dynamo when it is first used, for seconds.
+_PRELOADED = [
+    "torch._dynamo",
+    "bgkd_megatron.conformance.adapters",
+    "bgkd_megatron.conformance.worker",
+]
 # Imports of large packages, on a loaded machine.
 _START_SECONDS = 120.0
 

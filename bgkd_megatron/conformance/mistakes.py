@@ -81,8 +81,9 @@ def value_predictions(candidate: Candidate, problem: Problem, tp_size: int) -> I
         total = reduced(sum(alone, torch.zeros(())), problem.valid, reduction)
         yield Prediction("softmax of the shard", (total,) * tp_size)
     if claim.needs_labels and tp_size > 1:
-        wrong = reduced(_labels_from_zero(claim, problem, tp_size), problem.valid, reduction)
-        yield Prediction("missing vocabulary shift", (wrong,) * tp_size)
+        for losses in _labels_from_zero(claim, problem, tp_size):
+            wrong = reduced(losses, problem.valid, reduction)
+            yield Prediction("missing vocabulary shift", (wrong,) * tp_size)
     if claim.name == "forward_kl":
         for mistake, k, losses in _truncated(problem):
             value = reduced(losses, problem.valid, reduction)
@@ -101,22 +102,24 @@ def _normalised_alone(claim: Claim, problem: Problem, tp_size: int) -> list[Tens
     return losses
 
 
-def _labels_from_zero(claim: Claim, problem: Problem, tp_size: int) -> Tensor:
-    """The label's logit is the sum of what each rank finds at column `label`, 0 where it has none;
-    the normaliser is right."""
+def _labels_from_zero(claim: Claim, problem: Problem, tp_size: int) -> Iterator[Tensor]:
+    """The label's logit, or its log-probability, is the sum of what each rank finds at column
+    `label`, 0 where it has none; the normaliser is right."""
     size = problem.vocab_size
     logits = problem.student.double()[:, :size]
     normaliser = logits.logsumexp(-1)
-    found = torch.zeros_like(normaliser)
+    log_p = problem.teacher.double()[:, :size].log_softmax(-1)
+    found, num_found = torch.zeros_like(normaliser), torch.zeros_like(normaliser)
     for shard in _shards(problem, tp_size):
         own = logits[:, shard]
         inside = problem.labels < own.shape[1]
         at = problem.labels.where(inside, 0)[:, None]
         found += own.gather(1, at)[:, 0].where(inside, 0.0)
-    hard = torch.zeros_like(logits)
-    hard[:, 0] = normaliser - found
-    log_p = problem.teacher.double()[:, :size].log_softmax(-1)
-    return claim.terms(logits.log_softmax(-1), log_p, hard).sum(-1)
+        num_found += inside
+    for loss in (normaliser - found, num_found * normaliser - found):
+        hard = torch.zeros_like(logits)
+        hard[:, 0] = loss
+        yield claim.terms(logits.log_softmax(-1), log_p, hard).sum(-1)
 
 
 def _truncated(problem: Problem) -> Iterator[tuple[str, int, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 import time
 import warnings
@@ -67,6 +68,7 @@ def run_rank(job: Job, rank: int) -> None:
         first = PROBLEMS[problem]()
         columns = first.columns(rank, job.tp_size)
         candidate.make(Setting(first.vocab_size, columns.stop - columns.start, group))  # imports
+        gc.freeze()  # collecting garbage is then fast: nothing that was imported is looked at
         started_path(job.directory, rank).touch()
         for problem in job.problems:
             # The barrier is of another group: no rank gets ahead to meet another problem's
