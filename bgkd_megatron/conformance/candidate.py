@@ -55,6 +55,7 @@ class Candidate:
     """A loss of a package, and what it says of itself.  It is judged by that alone."""
 
     name: str
+    """Without the package's."""
     claim: Claim
     make: Callable[[Setting], Loss]
     """Called on every rank.  May import, and may raise ImportError."""

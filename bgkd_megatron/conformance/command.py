@@ -165,6 +165,6 @@ def _run_all(
     outcomes = []
     for load in loaders:
         outcome = run(load, tp_sizes, timeout=timeout)
-        print(f"{outcome.candidate.name}: {report.summary(outcome)}", file=sys.stderr, flush=True)
+        print(f"{outcome.title}: {report.summary(outcome)}", file=sys.stderr, flush=True)
         outcomes.append(outcome)
     return outcomes

@@ -50,7 +50,7 @@ def as_markdown(outcomes: Sequence[Outcome], tp_sizes: Sequence[int], command: s
     for title, items in (
         ("What is wrong", _complaints(ran)),
         ("Notes", _notes(ran)),
-        ("Not run", [f"{o.candidate.name}: {o.missing}" for o in outcomes if o.missing]),
+        ("Not run", [f"{o.title}: {o.missing}" for o in outcomes if o.missing]),
     ):
         if items:
             lines += ["", f"{title}:", "", *(f"* {item}" for item in items)]
@@ -95,7 +95,7 @@ def _cells(outcome: Outcome, tp_sizes: Sequence[int]) -> list[str]:
     sizes = list(outcome.sizes.values())
     differences = [size.from_one_rank for tp, size in outcome.sizes.items() if tp > 1]
     return [
-        outcome.candidate.name,
+        outcome.title,
         outcome.candidate.claim.name,
         *(_result(outcome.sizes[tp]) if tp in outcome.sizes else "-" for tp in tp_sizes),
         _errors(sizes, bf16=False),
@@ -156,7 +156,7 @@ def _kept(cost: Cost) -> str:
 
 def _complaints(outcomes: Sequence[Outcome]) -> list[str]:
     return [
-        f"{outcome.candidate.name}, TP {tp}: {text}"
+        f"{outcome.title}, TP {tp}: {text}"
         for outcome in outcomes
         for tp, size in outcome.sizes.items()
         for text in _complaints_of(size)
@@ -177,7 +177,7 @@ def _complaints_of(size: SizeOutcome) -> Iterator[str]:
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:
-    return [f"{o.candidate.name}: {note}" for o in outcomes if (note := "; ".join(_facts(o)))]
+    return [f"{o.title}: {note}" for o in outcomes if (note := "; ".join(_facts(o)))]
 
 
 def _facts(outcome: Outcome) -> Iterator[str]:

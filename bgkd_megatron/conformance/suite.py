@@ -59,6 +59,11 @@ class Outcome:
     """Empty where the package is missing."""
 
     @property
+    def title(self) -> str:
+        parts = (self.candidate.package, self.version, self.candidate.name)
+        return " ".join(part for part in parts if part)
+
+    @property
     def missing(self) -> str | None:
         """Why it was not run."""
         if self.candidate.package is not None and self.version is None:

@@ -9,6 +9,8 @@ from bgkd_megatron.conformance.adapters import (
     liger,
     megatron_core,
     modelopt,
+    ms_swift,
+    nemo_automodel,
     ours,
     pytorch,
     transformer_engine,
@@ -19,7 +21,16 @@ __all__ = ["CANDIDATES", "adapted"]
 
 CANDIDATES: dict[str, Candidate] = {
     name: candidate
-    for package in (ours, megatron_core, modelopt, liger, transformer_engine, pytorch)
+    for package in (
+        ours,
+        megatron_core,
+        modelopt,
+        nemo_automodel,
+        ms_swift,
+        liger,
+        transformer_engine,
+        pytorch,
+    )
     for name, candidate in package.CANDIDATES.items()
 }
 """By the name that the command takes."""

@@ -47,7 +47,7 @@ def _jsd(setting: Setting) -> Loss:
 
 CANDIDATES = {
     "liger:cross_entropy": Candidate(
-        name="liger-kernel LigerMegatronCrossEntropy",
+        name="LigerMegatronCrossEntropy",
         claim=CLAIMS["cross_entropy"],
         make=_megatron_cross_entropy,
         package="liger-kernel",
@@ -56,7 +56,7 @@ CANDIDATES = {
         note="run by Triton's interpreter; the bytes moved are the interpreter's",
     ),
     "liger:forward_kl": Candidate(
-        name="liger-kernel JSD loss of one chunk, beta = 0",
+        name="JSD loss of one chunk, beta = 0",
         claim=CLAIMS["forward_kl"],
         make=_kl,
         package="liger-kernel",
@@ -66,7 +66,7 @@ CANDIDATES = {
         note="not vocabulary-parallel",
     ),
     "liger:jensen_shannon": Candidate(
-        name="liger-kernel JSD loss of one chunk, beta = 1/2",
+        name="JSD loss of one chunk, beta = 1/2",
         claim=CLAIMS["jensen_shannon"],
         make=_jsd,
         package="liger-kernel",

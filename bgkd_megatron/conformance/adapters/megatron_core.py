@@ -33,14 +33,14 @@ def _fused_cross_entropy(setting: Setting) -> Loss:
 
 CANDIDATES = {
     "megatron:cross_entropy": Candidate(
-        name="megatron-core vocab_parallel_cross_entropy",
+        name="vocab_parallel_cross_entropy",
         claim=CLAIMS["cross_entropy"],
         make=_cross_entropy,
         package="megatron-core",
         needs_megatron=True,
     ),
     "megatron:fused_cross_entropy": Candidate(
-        name="megatron-core fused_vocab_parallel_cross_entropy",
+        name="fused_vocab_parallel_cross_entropy",
         claim=CLAIMS["cross_entropy"],
         make=_fused_cross_entropy,
         package="megatron-core",

@@ -62,21 +62,21 @@ def _top_k_kl(setting: Setting) -> Loss:
 
 CANDIDATES = {
     "modelopt:forward_kl": Candidate(
-        name="nvidia-modelopt LogitsKLLoss",
+        name="LogitsKLLoss",
         claim=CLAIMS["forward_kl"],
         make=_kl,
         package="nvidia-modelopt",
         needs_megatron=True,
     ),
     "modelopt:reverse_kl": Candidate(
-        name="nvidia-modelopt LogitsKLLoss, reverse",
+        name="LogitsKLLoss, reverse",
         claim=CLAIMS["reverse_kl"],
         make=_reverse_kl,
         package="nvidia-modelopt",
         needs_megatron=True,
     ),
     "modelopt:top_k_kl": Candidate(
-        name=f"nvidia-modelopt TopKLogitsKLLoss, k = {_TOP_K}",
+        name=f"TopKLogitsKLLoss, k = {_TOP_K}",
         claim=top_k(_TOP_K),
         make=_top_k_kl,
         package="nvidia-modelopt",

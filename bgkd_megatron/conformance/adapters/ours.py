@@ -65,7 +65,7 @@ _MAKERS = {
 
 CANDIDATES = {
     f"ours:{name}": Candidate(
-        name=f"bgkd-megatron {'hybrid_loss' if name in _HYBRID else 'vocab_fdiv'}, {name}",
+        name=f"{'hybrid_loss' if name in _HYBRID else 'vocab_fdiv'}, {name}",
         claim=CLAIMS[name],
         make=make,
         package="bgkd-megatron",

@@ -36,7 +36,7 @@ def _loss_parallel(setting: Setting) -> Loss:
 
 CANDIDATES = {
     "torch:cross_entropy": Candidate(
-        name="torch loss_parallel, F.cross_entropy",
+        name="loss_parallel, F.cross_entropy",
         claim=CLAIMS["cross_entropy"],
         make=_loss_parallel,
         package="torch",

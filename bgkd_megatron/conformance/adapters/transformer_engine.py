@@ -23,7 +23,7 @@ def _cross_entropy(setting: Setting) -> Loss:
 
 CANDIDATES = {
     "te:cross_entropy": Candidate(
-        name="transformer-engine parallel_cross_entropy",
+        name="parallel_cross_entropy",
         claim=CLAIMS["cross_entropy"],
         make=_cross_entropy,
         package="transformer-engine",
