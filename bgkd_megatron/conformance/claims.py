@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CLAIMS", "Claim", "top_k"]
+__all__ = ["CLAIMS", "Claim", "top_k", "top_k_and_rest"]
 
 Terms = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(log_q of the student [N, V], log_p of the teacher [N, V], terms of the cross entropy [N, V])
@@ -64,6 +64,19 @@ def top_k(k: int) -> Claim:
     return Claim(
         f"forward_kl_top_{k}", f"KL(p‖q), both renormalised over the teacher's top {k}", terms
     )
+
+
+def top_k_and_rest(k: int) -> Claim:
+    """Forward KL between the teacher's k likeliest tokens and one more, which has all the rest."""
+
+    def terms(log_q: Tensor, log_p: Tensor, _: Tensor) -> Tensor:
+        chosen = torch.zeros_like(log_p).scatter(-1, log_p.topk(k).indices, 1.0).bool()
+        p, q = (torch.where(chosen, -torch.inf, x).logsumexp(-1) for x in (log_p, log_q))
+        rest = torch.zeros_like(log_p)
+        rest[:, 0] = p.exp() * (p - q)
+        return torch.where(chosen, _kl(log_p, log_q), 0.0) + rest
+
+    return Claim(f"forward_kl_top_{k}_and_rest", f"KL of the teacher's top {k} and the rest", terms)
 
 
 CLAIMS = {

@@ -35,6 +35,7 @@ MISTAKES = {
     "no gradient": "the gradient is 0",
     "scaled gradient": "the gradient is a constant times the right one",
     "missing vocabulary shift": "every rank looks up labels as if its columns began at id 0",
+    "cross term alone": "-sum p log q in place of the KL, which is larger by the teacher's entropy",
     "renormalised top-k": "both distributions are renormalised over the teacher's likeliest tokens",
     "top-k without the tail": "the sum has only the teacher's likeliest tokens",
     "partial loss": "every rank returns its own part of the sum over the vocabulary",
@@ -85,6 +86,9 @@ def value_predictions(candidate: Candidate, problem: Problem, tp_size: int) -> I
             wrong = reduced(losses, problem.valid, reduction)
             yield Prediction("missing vocabulary shift", (wrong,) * tp_size)
     if claim.name == "forward_kl":
+        cross = reduced(_cross_terms(problem), problem.valid, reduction)
+        yield Prediction("cross term alone", (cross,) * tp_size)
+        yield Prediction("cross term alone", (-cross,) * tp_size, "and with the other sign")
         for mistake, k, losses in _truncated(problem):
             value = reduced(losses, problem.valid, reduction)
             yield Prediction(mistake, (value,) * tp_size, f"k = {k}")
@@ -122,6 +126,13 @@ def _labels_from_zero(claim: Claim, problem: Problem, tp_size: int) -> Iterator[
         yield claim.terms(logits.log_softmax(-1), log_p, hard).sum(-1)
 
 
+def _cross_terms(problem: Problem) -> Tensor:
+    """-sum_v p_v log q_v."""
+    size = problem.vocab_size
+    log_p = problem.teacher.double()[:, :size].log_softmax(-1)
+    return -(log_p.exp() * problem.student.double()[:, :size].log_softmax(-1)).sum(-1)
+
+
 def _truncated(problem: Problem) -> Iterator[tuple[str, int, Tensor]]:
     """Forward KL of the teacher's k likeliest tokens, for every k below the vocabulary."""
     size = problem.vocab_size
@@ -145,7 +156,10 @@ def gradient_predictions(
     right = expected(claim, problem, reduction).gradient
     yield Prediction("no gradient", (torch.zeros_like(right),))
     if tp_size > 1:
-        yield Prediction("non-autograd all-reduce", (_own_part(candidate, problem, tp_size),))
+        for through_maximum in (False, True):
+            part = _own_part(candidate, problem, tp_size, through_maximum=through_maximum)
+            detail = "and there is one through the maximum" if through_maximum else ""
+            yield Prediction("non-autograd all-reduce", (part,), detail)
     if reduction == "none":
         ones = torch.ones_like(problem.upstream)
         weights = {"1": ones, "its mean": ones * problem.upstream[problem.valid].mean()}
@@ -154,12 +168,37 @@ def gradient_predictions(
             yield Prediction("ignored upstream gradient", (wrong,), f"as if it were {name}")
 
 
-def _own_part(candidate: Candidate, problem: Problem, tp_size: int) -> Tensor:
-    """Each rank differentiates its own terms; those of the others depend on its logits, too,
-    through the normaliser, and that is lost."""
+def _own_part(
+    candidate: Candidate, problem: Problem, tp_size: int, *, through_maximum: bool
+) -> Tensor:
+    """Each rank differentiates its own terms, through its own share of the normaliser.
+
+    through_maximum: and through the maximum that was subtracted, which the shares of all ranks
+    together, but not one of them, make irrelevant.
+    """
     gradient = torch.zeros(problem.student.shape, dtype=torch.float64)
     for shard in _shards(problem, tp_size):
-        own = expected(candidate.claim, problem, candidate.reduction, columns_of_terms=shard)
+
+        def seen(logits: Tensor, shard: slice = shard) -> Tensor:
+            """Log-probabilities, of which this rank's logits and no others are variables."""
+            own = logits[:, shard]
+            fixed = logits.detach()
+            top = fixed.amax(-1, keepdim=True)
+            if through_maximum:
+                maximum = own.max(-1, keepdim=True).values
+                top = top + maximum - maximum.detach()
+            total = (fixed - top.detach()).exp().sum(-1, keepdim=True)
+            share = (own - top).exp().sum(-1, keepdim=True)
+            total = total - share.detach() + share
+            return logits - top - total.log()
+
+        own = expected(
+            candidate.claim,
+            problem,
+            candidate.reduction,
+            normalise_student=seen,
+            columns_of_terms=shard,
+        )
         gradient[:, shard] = own.gradient[:, shard]
     return gradient
 

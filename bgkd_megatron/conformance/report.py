@@ -155,25 +155,24 @@ def _kept(cost: Cost) -> str:
 
 
 def _complaints(outcomes: Sequence[Outcome]) -> list[str]:
-    return [
-        f"{outcome.title}, TP {tp}: {text}"
-        for outcome in outcomes
-        for tp, size in outcome.sizes.items()
-        for text in _complaints_of(size)
-    ]
+    return [f"{outcome.title}: {text}" for outcome in outcomes for text in _complaints_of(outcome)]
 
 
-def _complaints_of(size: SizeOutcome) -> Iterator[str]:
-    by_mistake: dict[tuple[str, str], list[str]] = {}
-    for problem, verdict in size.verdicts.items():
-        if verdict.mistake is not None:
-            by_mistake.setdefault((verdict.mistake, verdict.detail), []).append(problem)
-    for (mistake, detail), problems in by_mistake.items():
-        meaning = MISTAKES[mistake] + (f" ({detail})" if detail else "")
-        yield f"**{mistake}**: {meaning}; problems: {', '.join(problems)}"
-    if size.failure is not None:
-        problem, failure = size.failure
-        yield f"**{failure.kind}** on problem {problem}: {failure.message}"
+def _complaints_of(outcome: Outcome) -> Iterator[str]:
+    where: dict[str, list[str]] = {}
+    for tp_size, size in outcome.sizes.items():
+        found = {name: v for name, v in size.verdicts.items() if v.mistake is not None}
+        for mistake in dict.fromkeys(v.mistake for v in found.values()):
+            problems = [name for name, verdict in found.items() if verdict.mistake == mistake]
+            detail = found[problems[0]].detail
+            about = f"TP {tp_size} ({', '.join(problems)}{'; ' if detail else ''}{detail})"
+            where.setdefault(mistake or "", []).append(about)
+    for mistake, places in where.items():
+        yield f"**{mistake}**: {MISTAKES[mistake]}; {', '.join(places)}"
+    for tp_size, size in outcome.sizes.items():
+        if size.failure is not None:
+            problem, failure = size.failure
+            yield f"**{failure.kind}** at TP {tp_size}, problem {problem}: {failure.message}"
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:

@@ -91,6 +91,9 @@ def judge(candidate: Candidate, problem: Problem, ranks: Sequence[Measured]) -> 
         mistake, detail = "rounding", f"the loss is off by {errors.value_error:.2g}"
     elif errors.value_error > tolerance.value:
         mistake, detail = _explain_value(case, _SLACK * tolerance.value)
+        if mistake == "cross term alone" and errors.gradient_error > tolerance.gradient:
+            another, about_it = _explain_gradient(case, _SLACK * tolerance.gradient)
+            detail = f"{detail} and {another}: {about_it}".strip()
     elif tolerance.gradient < errors.gradient_error <= _SLACK * tolerance.gradient:
         mistake, detail = "rounding", f"the gradient is off by {errors.gradient_error:.2g}"
     elif errors.gradient_error > tolerance.gradient:

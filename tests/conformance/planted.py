@@ -85,6 +85,22 @@ def ignores_upstream(
     return _Ignorant.apply(page.right_kl(student, teacher, _, group))
 
 
+def max_in_the_graph(
+    student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup
+) -> Tensor:
+    top = student.float().max(-1, keepdim=True).values
+    dist.all_reduce(top, dist.ReduceOp.MAX, group)
+    z = student.float() - top
+    log_q = z - plain_all_reduce(z.exp().sum(-1, keepdim=True), group).log()
+    log_p = log_softmax(teacher, group)
+    return plain_all_reduce((log_p.exp() * (log_p - log_q)).sum(-1), group)
+
+
+def cross_term(student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup) -> Tensor:
+    log_q, log_p = log_softmax(student, group), log_softmax(teacher, group)
+    return -plain_all_reduce((log_p.exp() * log_q).sum(-1), group)
+
+
 def partial_sum(student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup) -> Tensor:
     log_q, log_p = log_softmax(student, group), log_softmax(teacher, group)
     return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -83,6 +83,8 @@ def test_what_is_right_passes(
         ("planted:constant_normaliser", "forward_kl", 2, "constant normaliser"),
         ("planted:tempered", "forward_kl", 1, "scaled gradient"),
         ("planted:ignores_upstream", "forward_kl", 1, "ignored upstream gradient"),
+        ("planted:max_in_the_graph", "forward_kl", 2, "non-autograd all-reduce"),
+        ("planted:cross_term", "forward_kl", 1, "cross term alone"),
         ("planted:partial_sum", "forward_kl", 2, "partial loss"),
         ("planted:shard_alone", "forward_kl", 2, "softmax of the shard"),
         ("planted:per_token_mean", "forward_kl", 1, "other reduction"),

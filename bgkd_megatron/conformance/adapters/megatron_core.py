@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bgkd_megatron.conformance.adapters.one_file import load_file
 from bgkd_megatron.conformance.candidate import Candidate, Loss, Setting
-from bgkd_megatron.conformance.claims import CLAIMS
+from bgkd_megatron.conformance.claims import CLAIMS, top_k_and_rest
 
 __all__ = ["CANDIDATES"]
+
+_TOP_K = 64
 
 
 def _cross_entropy(setting: Setting) -> Loss:
@@ -31,6 +35,28 @@ def _fused_cross_entropy(setting: Setting) -> Loss:
     return loss
 
 
+def _top_k_kl(setting: Setting) -> Loss:
+    module = load_file("megatron-core", "megatron/training/distillation/cached_logits_loss.py")
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
+        columns = [torch.empty_like(teacher) for _ in range(group.size())]
+        dist.all_gather(columns, teacher, group)
+        cached = torch.cat(columns, dim=1).float().log_softmax(-1).topk(_TOP_K)
+        losses = module.topk_kl_div(
+            student.unsqueeze(1),
+            cached.values.unsqueeze(1),
+            cached.indices.unsqueeze(1),
+            group.size(),
+            group.rank(),
+            group,
+            add_ghost_token=True,
+        ).squeeze(0)
+        dist.all_reduce(losses, group=group)  # as LossFuncCallable does with their sum
+        return losses
+
+    return loss
+
+
 CANDIDATES = {
     "megatron:cross_entropy": Candidate(
         name="vocab_parallel_cross_entropy",
@@ -46,5 +72,13 @@ CANDIDATES = {
         package="megatron-core",
         needs_megatron=True,
         note="its fused parts run without torch.compile, so more bytes are moved than on a GPU",
+    ),
+    "megatron:top_k_kl": Candidate(
+        name=f"topk_kl_div, k = {_TOP_K}, ghost token",
+        claim=top_k_and_rest(_TOP_K),
+        make=_top_k_kl,
+        package="megatron-core",
+        needs_megatron=True,
+        note="needs Python 3.12; its cache of the teacher is made by the adapter, with one all-gather and softmax",
     ),
 }
