@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -43,8 +44,13 @@ def launch(
         job = Job(load, tuple(problems), tp_size, directory, timeout)
         # Forked from a process that has imported this much and computed nothing: fast, and nothing
         # that one package does reaches another's numbers.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        # What is imported cannot heed the variables that a candidate needs: that one starts anew.
+        context: SpawnContext | ForkServerContext
+        if load().environment:
+            context = multiprocessing.get_context("spawn")
+        else:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(_PRELOADED)
         processes = [
             context.Process(target=run_rank, args=(job, rank), daemon=True)
             for rank in range(tp_size)

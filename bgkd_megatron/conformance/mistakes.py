@@ -155,6 +155,7 @@ def gradient_predictions(
     claim, reduction = candidate.claim, candidate.reduction
     right = expected(claim, problem, reduction).gradient
     yield Prediction("no gradient", (torch.zeros_like(right),))
+    yield Prediction("rounding", (right.bfloat16().double(),), "to bfloat16")
     if tp_size > 1:
         for through_maximum in (False, True):
             part = _own_part(candidate, problem, tp_size, through_maximum=through_maximum)

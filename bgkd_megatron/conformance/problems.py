@@ -102,9 +102,16 @@ def _padded() -> Problem:
 
 
 def _wide() -> Problem:
-    """bfloat16, and so many columns that what is per logit outweighs what is per token."""
+    """bfloat16, and so many columns that what is per logit outweighs what is per token.
+
+    The teacher's 128 likeliest tokens have different logits also in bfloat16: which of several
+    equal ones is among the top k is not defined.
+    """
     problem = _normal(16, 16384, 16384, seed=6)
-    return replace(problem, student=problem.student.bfloat16(), teacher=problem.teacher.bfloat16())
+    teacher = problem.teacher.clamp(max=7.5)
+    distinct = 8.0 + torch.arange(128).flip(0) / 16.0
+    teacher.scatter_(1, teacher.topk(128).indices, distinct.expand(16, 128))
+    return replace(problem, student=problem.student.bfloat16(), teacher=teacher.bfloat16())
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {

@@ -19,8 +19,8 @@ from bgkd_megatron.conformance.suite import Outcome, SizeOutcome, version_of
 __all__ = ["as_json", "as_markdown", "summary"]
 
 _COLUMNS = (
-    "error fp32, value / gradient",
-    "error bf16",
+    "error in fp32, value / gradient",
+    "in bf16",
     "from TP 1",
     "collectives, fwd + bwd",
     "sent, B per token",
@@ -38,7 +38,7 @@ def summary(outcome: Outcome) -> str:
 
 
 def as_markdown(outcomes: Sequence[Outcome], tp_sizes: Sequence[int], command: str) -> str:
-    head = ["loss", "claims", *(f"TP {size}" for size in tp_sizes), *_COLUMNS]
+    head = ["loss", "claims", f"TP {', '.join(map(str, tp_sizes))}", *_COLUMNS]
     ran = [outcome for outcome in outcomes if outcome.sizes and not outcome.missing]
     lines = [_row(head), _row(["---"] * len(head))]
     lines += [_row(_cells(outcome, tp_sizes)) for outcome in ran]
@@ -97,12 +97,18 @@ def _cells(outcome: Outcome, tp_sizes: Sequence[int]) -> list[str]:
     return [
         outcome.title,
         outcome.candidate.claim.name,
-        *(_result(outcome.sizes[tp]) if tp in outcome.sizes else "-" for tp in tp_sizes),
+        _results(outcome, tp_sizes),
         _errors(sizes, bf16=False),
         _errors(sizes, bf16=True),
         _number(max((d for d in differences if d is not None), default=None)),
         *_cost_cells(outcome.sizes),
     ]
+
+
+def _results(outcome: Outcome, tp_sizes: Sequence[int]) -> str:
+    """One word where it is the same for all sizes."""
+    each = [_result(outcome.sizes[tp]) if tp in outcome.sizes else "-" for tp in tp_sizes]
+    return each[0] if len(set(each)) == 1 else ", ".join(each)
 
 
 def _result(size: SizeOutcome) -> str:
@@ -132,7 +138,9 @@ def _nan_first(error: float) -> float:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0e}".replace("e-0", "e-").replace("0e+00", "0")
+    if value is None:
+        return "-"
+    return f"{value:.0e}".replace("e-0", "e-") if 0 < value < 0.1 else f"{value:.2g}"
 
 
 def _cost_cells(sizes: dict[int, SizeOutcome]) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
+from collections.abc import Callable
 
 import page
 import torch
@@ -127,8 +129,24 @@ def tail_cut_off(student: Tensor, teacher: Tensor, _: Tensor, group: dist.Proces
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def sixteen_bits(student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup) -> Tensor:
+def slightly_off(student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup) -> Tensor:
     return page.right_kl(student, teacher, _, group) * 1.0001
+
+
+class _To16Bits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, logits: Tensor) -> Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: object, *upstream: Tensor) -> Tensor:
+        return upstream[0].bfloat16().to(upstream[0].dtype)
+
+
+def gradient_in_16_bits(
+    student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup
+) -> Tensor:
+    return page.right_kl(_To16Bits.apply(student), teacher, _, group)
 
 
 def raises(student: Tensor, *_: object) -> Tensor:
@@ -172,3 +190,30 @@ IS_MISSING = Candidate(
     "is missing", CLAIMS["forward_kl"], _claiming_padding, package="no-such-package-of-losses"
 )
 NEEDS_ONE_RANK = dataclasses.replace(SUMS_PADDING, knows_padding=False, tp_sizes=(1,))
+
+
+def _only_in_a_new_process(setting: Setting) -> Loss:
+    """At the first call; a measurement then imports torch._dynamo."""
+    if os.environ.get("BGKD_PLANTED") != "1" or "torch._dynamo" in sys.modules:
+        raise RuntimeError("something was imported before the variable was set")
+    return page.right_kl
+
+
+def _once(make: Callable[[Setting], Loss]) -> Callable[[Setting], Loss]:
+    """Settings differ from problem to problem; the first decides."""
+    made: list[Loss] = []
+
+    def cached(setting: Setting) -> Loss:
+        if not made:
+            made.append(make(setting))
+        return made[0]
+
+    return cached
+
+
+NEEDS_A_VARIABLE = Candidate(
+    "needs a variable",
+    CLAIMS["forward_kl"],
+    _once(_only_in_a_new_process),
+    environment={"BGKD_PLANTED": "1"},
+)
