@@ -75,7 +75,8 @@ BGKD_INLINE constexpr bool can_be_spoilt(uint32_t features) {
          0;
 }
 
-// Whether a sum has become NaN: 0 * inf, or a logit that is NaN itself.
+// Whether a sum has become NaN, by 0 * inf or a logit that is NaN itself; or infinite, which `settle`
+// may have to multiply by 0.
 template <class F, uint32_t kFeatures>
 __device__ __forceinline__ bool is_spoilt(const LaneStats<F, kFeatures>& lane) {
   float sum = 0.f;
@@ -84,7 +85,7 @@ __device__ __forceinline__ bool is_spoilt(const LaneStats<F, kFeatures>& lane) {
   if constexpr (kFeatures & kForwardKl) sum += lane.forward.value;
   if constexpr (kFeatures & kReverseKl) sum += lane.reverse.value;
   if constexpr (kFeatures & kSoftened) sum += lane.soft_forward.value + lane.soft_reverse.value;
-  return sum != sum;
+  return !(fabsf(sum) < INFINITY);
 }
 
 // First column of this thread whose logit is `maximum`, which stands in its block `block`.
