@@ -75,8 +75,8 @@ BGKD_INLINE constexpr bool can_be_spoilt(uint32_t features) {
          0;
 }
 
-// Whether a sum has become NaN, by 0 * inf or a logit that is NaN itself; or infinite, which `settle`
-// may have to multiply by 0.
+// Whether a sum has become NaN, by 0 * inf or a logit that is NaN itself; or infinite, which
+// `settle` may have to multiply by 0.
 template <class F, uint32_t kFeatures>
 __device__ __forceinline__ bool is_spoilt(const LaneStats<F, kFeatures>& lane) {
   float sum = 0.f;
