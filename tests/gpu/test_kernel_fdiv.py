@@ -203,7 +203,7 @@ def test_features(launchers: Launchers, features: Feature, launches: int) -> Non
 @pytest.mark.parametrize("in_place", [True, False])
 @dtypes
 def test_a_row_is_written_once(launchers: Launchers, dtype: LogitType, in_place: bool) -> None:
-    """... by one of the two launches; the other one leaves it alone. The columns of label and of
+    """... by one of the two launches; the other one leaves it alone. The columns of label and
     argmax are written again, but where the row is 0."""
     p = Problem(dtype, 300, PATTERNS, LABELS)
     _, outcome = check(launchers, p, Divergence.SKEW_REVERSE, Layout(32, 2), in_place=in_place,

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from compiler import Compiler
 from sample_problem import FLAGS
-from sass import Figures, ToolsMissingError, check, disassemble, read_limits
+from sass import (
+    Figures,
+    SassInstruction,
+    SassKernel,
+    ToolsMissingError,
+    check,
+    disassemble,
+    measure,
+    read_limits,
+)
+from sass.disassembly import Resources
 
 KERNELS = Path(__file__).parent / "kernels"
 SAMPLE = KERNELS / "sample_instances.cu"
@@ -123,3 +133,58 @@ def test_every_kernel_is_read(nvcc: Compiler) -> None:
         pytest.skip(str(missing))
     assert len(kernels) == 4
     assert all(kernel.target == "sm_90a" and len(kernel.code) > 100 for kernel in kernels)
+
+
+def gradient_loops(*sizes: int) -> SassKernel:
+    """A loop of so many instructions each, one after another."""
+    kernel = SassKernel("k", "sm_90a", Resources(32, 0, 0, 0))
+    for number, size in enumerate(sizes):
+        kernel.labels[f".L_{number}"] = len(kernel.code)
+        kernel.code += [
+            *[SassInstruction("LDG.E.128", "R0")] * 2,
+            *[SassInstruction("MUFU.EX2", "R0, R0")] * (size - 4),
+            SassInstruction("STG.E.128", "R0"),
+            SassInstruction("BRA", f"`(.L_{number})"),
+        ]
+    return kernel
+
+
+def test_loops_by_cost() -> None:
+    kernel = gradient_loops(30, 20, 40)
+    figures = [
+        measure(kernel, threads=256, pair_bytes=4, loop_place=(place, 3)) for place in (1, 2, 3)
+    ]
+    assert [f.instructions * f.pairs for f in figures] == [20, 30, 40]
+    both = measure(kernel, threads=256, pair_bytes=4, loop_place=(3, 3), both_loops=True)
+    assert (both.pairs, both.instructions * both.pairs) == (16, 70)
+    with pytest.raises(ValueError, match="expected 2 loops for a gradient, got 3"):
+        measure(kernel, threads=256, pair_bytes=4, loop_place=(1, 2))
+
+
+def test_families_and_limits_for_each_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "limits.toml"
+    file.write_text("""
+        [family.sweep]
+        threads = 256
+        pair_bytes = 4
+        [family.sweep.limits]
+        registers = { max = 16, reason = "all blocks" }
+        [[kernel]]
+        family = "sweep"
+        name = "k*"
+        limits.margin = { min = { H100 = 1.0, H200 = 1e3, B200 = 1e3 }, reason = "memory" }
+    """)
+    (entry,) = read_limits(file)
+    kernel = gradient_loops(20)
+    assert entry.applies_to(kernel)
+    assert [b.split(": ")[1].split(" = ")[0] for b in entry.breaches(entry.figures(kernel))] == [
+        "registers", "margin.H200",
+    ]  # fmt: skip
+
+
+def test_kernel_without_limits_is_reported(nvcc: Compiler) -> None:
+    try:
+        report = check([nvcc.cubin(SAMPLE, flags=FLAGS)], read_limits(LIMITS))
+    except ToolsMissingError as missing:
+        pytest.skip(str(missing))
+    assert len(report.without_limits) == 2

@@ -20,8 +20,11 @@ def main() -> int:
     parser.add_argument("cubins", type=Path, nargs="+")
     parser.add_argument("--table", action="store_true", help="in Markdown, instead of the details")
     arguments = parser.parse_args()
-    report = check(arguments.cubins, read_limits(arguments.limits))
-    print(table(report.figures) if arguments.table else "\n".join(map(describe, report.figures)))
+    limits = read_limits(arguments.limits)
+    report = check(arguments.cubins, limits)
+    titles = [entry.title for entry in limits]
+    figures = sorted(report.figures, key=lambda f: titles.index(f.title))
+    print(table(figures) if arguments.table else "\n".join(map(describe, figures)))
     for breach in report.breaches:
         print("BREACH", breach)
     return 1 if report.breaches else 0
