@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import gc
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -106,7 +107,8 @@ def _loaded(job: Job, rank: int) -> Candidate:
 
 def _failure(error: Exception) -> Failure:
     first_line = next(iter(str(error).strip().splitlines()), "")
-    message = f"{type(error).__name__}: {first_line}"
+    # An ImportError ends with the file that it is about, somewhere on this machine.
+    message = re.sub(r" \(/\S+\)$", "", f"{type(error).__name__}: {first_line}")
     if isinstance(error, ImportError):
         kind = "missing"
     elif isinstance(error, RuntimeError) and "timed out" in str(error).lower():

@@ -20,6 +20,7 @@ from bgkd_megatron.conformance.claims import CLAIMS, top_k
 __all__ = ["CANDIDATES"]
 
 _TOP_K = 64
+_SUMMED = "the last of its collectives is that of Megatron-LM's loss function, there of a scalar"
 
 
 def _loss_of(criterion: Callable[[Tensor, Tensor], Any]) -> Loss:
@@ -64,6 +65,7 @@ CANDIDATES = {
         make=_kl,
         package="nvidia-modelopt",
         needs_megatron=True,
+        note=_SUMMED,
     ),
     "modelopt:reverse_kl": Candidate(
         name="LogitsKLLoss, reverse",
@@ -71,6 +73,7 @@ CANDIDATES = {
         make=_reverse_kl,
         package="nvidia-modelopt",
         needs_megatron=True,
+        note=_SUMMED,
     ),
     "modelopt:top_k_kl": Candidate(
         name=f"TopKLogitsKLLoss, k = {_TOP_K}",
