@@ -1,7 +1,7 @@
 """Real processes: the operators on 2, 3 and 4 ranks equal one rank, with one collective a sweep.
 
 2 ranks: the smallest; 3: no vocabulary of a power of two divides; 4: merges of merged shards.
-One rank is test_vocab_stats.py.
+One rank is test_vocab_stats.py; the family of objectives is here with one rank, too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import functools
 import pytest
 from communication_cases import CASES as COMMUNICATION
 from communication_cases import SLOW_CASES
+from family_cases import CASES as FAMILY
 from fdiv_cases import CASES as FDIV
 from in_forward_cases import CASES as IN_FORWARD
 from launch import run_cases
 from sharding_cases import CASES as SHARDING
 
 CASES = SHARDING | FDIV | COMMUNICATION | IN_FORWARD
-CASES_OF_SIZE = {2: CASES | SLOW_CASES, 3: CASES, 4: CASES}
+CASES_OF_SIZE = {1: FAMILY, 2: CASES | FAMILY | SLOW_CASES, 3: CASES, 4: CASES | FAMILY}
 
 
 @functools.cache
