@@ -30,7 +30,7 @@ from bgkd_megatron.vocab_shard import VocabShard
 VOCAB, EXCLUDED, PADDING, TEACHER_PADDING = 165, 5, 4, 9
 WIDTHS = {1: (165,), 2: (3, 162), 3: (3, 100, 62), 4: (3, 100, 0, 62)}
 HARD_LABELS = ["data", "teacher_argmax", "teacher_sample", "random"]
-SEED, PROGRESS = 11, 0.1
+SEED, PROGRESS, DEVICE = 11, 0.1, torch.device("cpu")
 WAYS: list[dict[str, bool]] = [{}, {"inplace_backward": True}, {"gradient_in_forward": True}]
 
 
@@ -184,6 +184,25 @@ def nothing_counts(group: dist.ProcessGroup) -> None:
         assert gradient.eq(0).all(), config
 
 
+def labels_are_drawn_alike(group: dist.ProcessGroup) -> None:
+    """On all ranks and for every cut those of one rank alone, from the teacher or uniform."""
+    shard, whole = shard_of(group), VocabShard.even(VOCAB, VOCAB)
+    wrong = []
+    for dtype, seed in itertools.product((torch.float32, torch.bfloat16, torch.float16), range(5)):
+        own = Problem.random(400, VOCAB, dtype)
+        own.teacher[:, :3] = -math.inf  # the first rank has nothing to draw
+        own.teacher[7] = math.nan
+        own.teacher[8, 3:] = -math.inf
+        for of_shard, of_all in ((own.columns(own.teacher, shard), own.teacher), (None, None)):
+            drawn, expected = (
+                drawn_labels(t, own.labels, num_tokens=400, shard=s, seed=seed, device=DEVICE)
+                for t, s in ((of_shard, shard), (of_all, whole))
+            )
+            if not drawn.equal(expected):
+                wrong.append((dtype, seed, of_all is None, (drawn != expected).nonzero()))
+    assert not wrong, wrong
+
+
 def config_of(soft: str, weighting: str, hard_label: Any) -> ObjectiveConfig:
     return ObjectiveConfig(hard_label=hard_label, **SOFT_CASES[soft], **WEIGHTING_CASES[weighting])
 
@@ -211,4 +230,4 @@ CASES |= {
     f"family_{case.id}": partial(all_of, configs=_thinned, precision=case.values[0])
     for case in DTYPES[1:]
 }
-CASES["family_nothing_counts"] = nothing_counts
+CASES |= {case.__name__: case for case in (nothing_counts, labels_are_drawn_alike)}

@@ -15,10 +15,13 @@ from family_cases import CASES as FAMILY
 from fdiv_cases import CASES as FDIV
 from in_forward_cases import CASES as IN_FORWARD
 from launch import run_cases
+from sequence_cases import CASES as SEQUENCES
+from sequence_cases import CASES_OF_FOUR
 from sharding_cases import CASES as SHARDING
 
 CASES = SHARDING | FDIV | COMMUNICATION | IN_FORWARD
-CASES_OF_SIZE = {1: FAMILY, 2: CASES | FAMILY | SLOW_CASES, 3: CASES, 4: CASES | FAMILY}
+BOTH = CASES | FAMILY | SEQUENCES
+CASES_OF_SIZE = {1: FAMILY, 2: BOTH | SLOW_CASES, 3: CASES, 4: BOTH | CASES_OF_FOUR}
 
 
 @functools.cache
