@@ -66,6 +66,19 @@ def test_what_has_no_probability_is_never_drawn() -> None:
     assert (drawn != 3).all()
 
 
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 3), (1 - 2.0**-53, VOCAB - 2)])
+def test_the_ends_of_the_unit_interval(
+    monkeypatch: pytest.MonkeyPatch, uniform: float, token: int
+) -> None:
+    """The first and the last token that has a probability."""
+    teacher = torch.zeros(1, VOCAB)
+    teacher[:, [0, 1, 2, VOCAB - 1]] = -math.inf
+    monkeypatch.setattr(
+        torch, "rand", lambda *shape, dtype, **_: torch.full(shape, uniform, dtype=dtype)
+    )
+    assert draw(teacher).item() == token
+
+
 @pytest.mark.parametrize("height", [-3e38, -1e4, 0.0, 1e4, 3e38])
 def test_one_token_alone_is_always_drawn(height: float) -> None:
     teacher = torch.full((VOCAB, VOCAB), -math.inf).fill_diagonal_(height)
