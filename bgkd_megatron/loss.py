@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -59,46 +57,53 @@ def hybrid_loss(
     Raises as `vocab_stats` and HybridObjective, and ValueError for an objective of another
     vocabulary or one that needs labels which are not there.
     """
-    features = objective.features
-    if labels is None and not objective.config.draws_labels:
-        features &= ~Feature.LABEL  # metrics need it; whether the loss does, the objective says
-    options = StatsOptions(
-        shard,
-        int(features),
-        objective.temperature(progress),
-        objective.power_exponent,
-        ignore_index,
-        inplace_backward or gradient_in_forward,
-    )
-    arguments = StatsArguments(student_logits, teacher_logits, labels, options)
-    if objective.config.draws_labels:
-        arguments = _with_drawn_labels(arguments, objective, seed)
-
     group = shard.tp_group if check_ranks else None
+
+    def prepared() -> StatsArguments:
+        """The arguments, unless this rank refuses them; labels are not drawn yet."""
+        _check_vocabulary(objective, shard)
+        _check_labels(objective, labels)
+        features = objective.features
+        if labels is None and not objective.config.draws_labels:
+            features &= ~Feature.LABEL  # only metrics would read it
+        options = StatsOptions(
+            shard,
+            int(features),
+            objective.temperature(progress),
+            objective.power_exponent,
+            ignore_index,
+            inplace_backward or gradient_in_forward,
+        )
+        arguments = StatsArguments(student_logits, teacher_logits, labels, options)
+        if objective.config.draws_labels:
+            _check_draw(arguments, objective, seed)
+        if objective.fdivergence is not None:
+            vocab_fdiv.check(arguments, objective.fdivergence)
+        return arguments
+
+    def facts(arguments: StatsArguments) -> dict[str, object]:
+        own = {f"{name} of the objective": value for name, value in objective.config}
+        own |= {"progress": float(progress), "tokens_per_chunk": tokens_per_chunk, "seed": seed}
+        return own | vocab_arguments.facts(arguments)
+
+    arguments = rank_check.agreed("hybrid_loss", prepared, facts, group)
+    if objective.config.draws_labels:  # the first that communicates
+        arguments = _with_drawn_labels(arguments, objective, seed)
 
     def local() -> tuple[NamedObjective | None, Tensor | None]:
         """What the kernels evaluate, if they do; partial statistics where they are needed."""
-        _check_vocabulary(objective, shard)
-        _check_labels(objective, labels)
-        if objective.fdivergence is not None:
-            vocab_fdiv.check(arguments, objective.fdivergence)
         named = None
         if gradient_in_forward and _is_possible(student_logits):
             named = objective.named(progress)
         refuse_all = group is not None  # what the operators refuse is to be heard of by all ranks
         return named, local_stats(arguments) if named is None or refuse_all else None
 
-    def facts(of: tuple[NamedObjective | None, Tensor | None]) -> dict[str, object]:
-        own = {
-            "objective": objective.config,
-            "progress": float(progress),
-            "gradient_in_forward, as possible": of[0] is not None,
-            "tokens_per_chunk": tokens_per_chunk,
-            "seed": seed,
-        }
-        return own | vocab_arguments.facts(arguments)
-
-    named, partial = rank_check.agreed("hybrid_loss", local, facts, group)
+    named, partial = rank_check.agreed(
+        "hybrid_loss",
+        local,
+        lambda of: {"gradient_in_forward, as possible": of[0] is not None},
+        group,
+    )
     if named is not None:
         losses, stats = losses_with_gradient(arguments, named, tokens_per_chunk)
         return losses, _without_drawn_labels(stats, objective)
@@ -121,24 +126,26 @@ def hybrid_loss(
     return losses, _without_drawn_labels(stats, objective)
 
 
-def _with_drawn_labels(
-    arguments: StatsArguments, objective: HybridObjective, seed: int | None
-) -> StatsArguments:
-    """The arguments with labels from the teacher or from nowhere; checked before that."""
+def _check_draw(arguments: StatsArguments, objective: HybridObjective, seed: int | None) -> None:
+    """Refuses what a label cannot be drawn from."""
     if seed is None:
         raise ValueError(
             f"hybrid_loss: hard_label={objective.config.hard_label!r} needs a seed, the same on "
             "all ranks of the group and another one for each microbatch"
         )
-    student_logits, teacher_logits, labels, options = arguments
-    from_teacher = objective.config.hard_label == "teacher_sample"
-    if from_teacher and teacher_logits is None:
+    if objective.config.hard_label == "teacher_sample" and arguments.teacher_logits is None:
         raise ValueError("hybrid_loss: hard_label='teacher_sample' needs teacher_logits, got None")
-    without = int(Feature(options.features) & ~Feature.LABEL) if labels is None else None
-    checked = options if without is None else dataclasses.replace(options, features=without)
-    vocab_arguments.check(arguments._replace(options=checked))
+    vocab_arguments.check(arguments)
+
+
+def _with_drawn_labels(
+    arguments: StatsArguments, objective: HybridObjective, seed: int | None
+) -> StatsArguments:
+    """The arguments with labels from the teacher or from nowhere."""
+    assert seed is not None
+    student_logits, teacher_logits, labels, options = arguments
     drawn = drawn_labels(
-        teacher_logits if from_teacher else None,
+        teacher_logits if objective.config.hard_label == "teacher_sample" else None,
         labels,
         num_tokens=student_logits.shape[0],
         shard=options.shard,

@@ -103,7 +103,9 @@ def test_data_labels_that_are_missing_are_named(gradient_in_forward: bool) -> No
     z, t = (make_logits(4, VOCAB, seed) for seed in (0, 1))
     z = z.requires_grad_() * 1.0
     objective = HybridObjective(ObjectiveConfig(weighting="static", soft_weight=1.0), VOCAB)
-    message = r'labels must be token ids \[N\], got None: pass labels, or take hard_label="teacher_'
+    message = (
+        r"reads the data's labels .* got None: pass labels, or take hard_label='teacher_argmax'"
+    )
     with pytest.raises(ValueError, match=message):
         hybrid_loss(
             z, t, None, objective, shard=VocabShard.even(VOCAB, VOCAB),

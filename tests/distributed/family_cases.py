@@ -12,6 +12,7 @@ import math
 from functools import cache, partial
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from launch import Case
@@ -184,6 +185,36 @@ def nothing_counts(group: dist.ProcessGroup) -> None:
         assert gradient.eq(0).all(), config
 
 
+def a_draw_that_one_rank_refuses_is_told_to_all(group: dist.ProcessGroup) -> None:
+    """Before the labels are drawn, which communicates."""
+    own = problem(torch.float32)
+    shard, is_last = shard_of(group), group.rank() == group.size() - 1
+
+    def call(seed: int | None, progress: float, hard_label: Any = "teacher_sample") -> None:
+        hybrid_loss(
+            own.columns(own.student, shard),
+            own.columns(own.teacher, shard),
+            own.labels,
+            HybridObjective(ObjectiveConfig(hard_label=hard_label), VOCAB),
+            shard=shard,
+            progress=progress,
+            seed=seed,
+            check_ranks=True,
+        )
+
+    call(3, 0.5)
+    with pytest.raises(ValueError, match=r"hard_label='teacher_sample' needs a seed"):
+        call(None if is_last else 3, 0.5)
+    with pytest.raises(ValueError, match=r"progress must be in \[0, 1\]"):
+        call(3, 1.5 if is_last else 0.5)
+    if group.size() == 1:
+        return
+    with pytest.raises(ValueError, match=r"^hybrid_loss: .* differ in seed \(3 on rank"):
+        call(4 if is_last else 3, 0.5)
+    with pytest.raises(ValueError, match=r"differ in hard_label of the objective \(teacher_sample"):
+        call(3, 0.5, "random" if is_last else "teacher_sample")
+
+
 def labels_are_drawn_alike(group: dist.ProcessGroup) -> None:
     """On all ranks and for every cut those of one rank alone, from the teacher or uniform."""
     shard, whole = shard_of(group), VocabShard.even(VOCAB, VOCAB)
@@ -230,4 +261,11 @@ CASES |= {
     f"family_{case.id}": partial(all_of, configs=_thinned, precision=case.values[0])
     for case in DTYPES[1:]
 }
-CASES |= {case.__name__: case for case in (nothing_counts, labels_are_drawn_alike)}
+CASES |= {
+    case.__name__: case
+    for case in (
+        nothing_counts,
+        a_draw_that_one_rank_refuses_is_told_to_all,
+        labels_are_drawn_alike,
+    )
+}

@@ -11,11 +11,15 @@ ALWAYS = [
     "teacher_is_frozen",
     "hard_loss_is_megatrons_cross_entropy",
     "nothing_to_learn_gives_zero",
+    "labels_are_drawn_anew_for_each_microbatch",
     "dense_formula_hard_only",
     "dense_formula_entropy",
     "dense_formula_confidence_reverse_kl",
     "dense_formula_tsallis_at_temperature_2",
     "dense_formula_curriculum_on_teacher_argmax",
+    "dense_formula_jensen_shannon_weighted_by_the_label",
+    "dense_formula_alpha_beta",
+    "dense_formula_risk_guided",
 ]
 CHECKS = {
     1: [
