@@ -78,7 +78,7 @@ def test_losses_and_gradient(
     expected, stats = hybrid_loss(leaf, teacher, labels, objective, shard=shard)
     expected.loss.sum().backward()
     global_stats, losses = fused(student, teacher, labels, config)
-    for ours, theirs in zip(losses, expected, strict=True):
+    for ours, theirs in zip(losses, expected[:4], strict=True):  # the hard weight is 1 - w
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
     rows = dict(zip(ops.stat_names(ALL), global_stats, strict=True))
     torch.testing.assert_close(rows["forward_kl"], stats.forward_kl.detach())

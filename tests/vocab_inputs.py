@@ -18,6 +18,8 @@ ALL_FEATURES = (
     | Feature.SOFTENED
 )
 
+# The last field is that of a second sweep: test_vocab_fdiv.py.
+OF_ONE_SWEEP = tuple(name for name in VocabStats._fields if name != "fdivergence")
 WITHOUT_GRADIENT = frozenset({"valid", "student_argmax"}) | frozenset(
     name for name in VocabStats._fields if name.startswith("teacher_")
 )

@@ -40,7 +40,8 @@ class ObjectiveConfig(Section):
     preset: not a field but a name from `presets.PRESETS`, or a list of them, whose settings are the
         defaults.
     Raises pydantic.ValidationError (a ValueError) that names the field, the accepted values and
-    what came; also for a setting that another one leaves unread.
+    what came.  A setting that another one leaves unread has no effect, but temperatures,
+    hard_weight and reversed are refused where they mean nothing.
     Source: arXiv 2605.26246, section "hybrid supervision".
     """
 
