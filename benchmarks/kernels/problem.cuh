@@ -136,6 +136,7 @@ class Problem {
 
  private:
   static constexpr float kPowerExponent = 0.3f, kLambda = 0.3f, kScale = 0.75f;
+  static constexpr FdivParams kParams{kLambda, 0.f, 0.f};
 
   static StatsParams params(uint32_t features) {
     return {features, kInvTemperature, kPowerExponent};
@@ -194,12 +195,12 @@ class Problem {
     check(launch_vocab_gradient(gradient_args(), plan, nullptr), "gradient");
   }
   void fdiv(FDivergence kind) const {
-    const FdivArgs args{logits(kAllFeatures), token_labels(), kind, kLambda, kAllFeatures, n,
+    const FdivArgs args{logits(kAllFeatures), token_labels(), kind, kParams, kAllFeatures, n,
                         all_global.data(),    sums.data()};
     check(launch_vocab_fdiv(args, plan, workspace.data(), nullptr), "fdiv");
   }
   void fdiv_gradient(FDivergence kind) const {
-    const FdivGradientArgs args{gradient_args(), kind, kLambda, sums.data(),
+    const FdivGradientArgs args{gradient_args(), kind, kParams, sums.data(),
                                 upstream_divergence.data()};
     check(launch_vocab_fdiv_gradient(args, plan, nullptr), "fdiv_gradient");
   }

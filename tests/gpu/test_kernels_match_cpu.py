@@ -14,6 +14,7 @@ from vocab_kernels.bounded import Bounded, finite
 from vocab_kernels.checks import assert_clean, assert_within
 from vocab_kernels.contract import (
     ALL_FEATURES,
+    EXPONENTS,
     LOGIT_TYPES,
     Divergence,
     Feature,
@@ -123,7 +124,7 @@ def test_fdiv(launchers: Launchers, dtype: LogitType, kind: Divergence) -> None:
     z, t, labels = tensors(p)
     cpu_stats = torch.from_numpy(stats)
     sums = ops.vocab_fdiv(z, t, labels, cpu_stats, p.total, 0, int(ALL_FEATURES), int(kind), skew,
-                          IGNORED)  # fmt: skip
+                          *EXPONENTS, IGNORED)  # fmt: skip
     found = launchers.vocab_fdiv(p, stats, kind, skew, Layout(64, 2), ALL_FEATURES, noise=1.0)
     assert_clean(found)
     for bound, got, value in zip((exact.divergence, exact.slope), found.result, sums.numpy(),
@@ -134,7 +135,8 @@ def test_fdiv(launchers: Launchers, dtype: LogitType, kind: Divergence) -> None:
     of_divergence = np.linspace(-1, 1, p.rows).astype(np.float32)
     cpu = ops.vocab_fdiv_backward(
         cpu_stats, torch.from_numpy(upstream), sums, torch.from_numpy(of_divergence), z, t, labels,
-        p.total, 0, int(ALL_FEATURES), 1 / p.inv_temperature, int(kind), skew, IGNORED,
+        p.total, 0, int(ALL_FEATURES), 1 / p.inv_temperature, int(kind), skew, *EXPONENTS,
+        IGNORED,
     )  # fmt: skip
     outcome = launchers.vocab_fdiv_gradient(
         p, stats, upstream, sums.numpy(), of_divergence, kind, skew, Layout(64, 2), ALL_FEATURES,

@@ -18,6 +18,7 @@ from .bounded import Bounded, finite
 from .contract import (
     ALL_FEATURES,
     BF16,
+    EXPONENTS,
     LOGIT_TYPES,
     Divergence,
     LogitType,
@@ -225,12 +226,13 @@ class Launch:
             case "divergence":
                 stats = tensor(self.global_stats())
                 found = {"sums": ops.vocab_fdiv(z, t, labels, stats, p.total, 0, features,
-                                                int(self.divergence), SKEW, IGNORED)}  # fmt: skip
+                                                int(self.divergence), SKEW, *EXPONENTS,
+                                                IGNORED)}  # fmt: skip
             case "gradient with divergence":
                 inputs = (self.global_stats(), self.packed_upstream(), self.sums(),
                           self.of_divergence())  # fmt: skip
                 found = {"gradient": ops.vocab_fdiv_backward(
-                    *map(tensor, inputs), *gradient, int(self.divergence), SKEW, IGNORED
+                    *map(tensor, inputs), *gradient, int(self.divergence), SKEW, *EXPONENTS, IGNORED
                 )}  # fmt: skip
             case "fused loss":
                 stats, losses = ops.fused_loss_(
