@@ -22,6 +22,8 @@ Terms = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Claim:
+    """What a loss says it computes."""
+
     name: str
     formula: str
     terms: Terms

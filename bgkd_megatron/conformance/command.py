@@ -31,6 +31,7 @@ _TP_SIZES = (1, 2, 4, 8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
     parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)

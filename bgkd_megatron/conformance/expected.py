@@ -23,6 +23,8 @@ Normalise = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Expected:
+    """What a right loss returns, by its definition in float64."""
+
     loss: Tensor
     """[N], or the scalar that the candidate claims."""
     gradient: Tensor

@@ -38,6 +38,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
+    """What one rank got from a candidate, and what it cost."""
+
     loss: Tensor
     """As returned: [N] or a scalar, float64."""
     gradient: Tensor

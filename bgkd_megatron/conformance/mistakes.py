@@ -52,6 +52,8 @@ MISTAKES = {
 
 @dataclass(frozen=True)
 class Prediction:
+    """What a loss with this mistake would return."""
+
     mistake: str
     values: tuple[Tensor, ...]
     """The loss of each rank, or the gradient on the whole vocabulary."""
@@ -69,6 +71,7 @@ def _shards(problem: Problem, tp_size: int) -> Iterator[slice]:
 
 
 def value_predictions(candidate: Candidate, problem: Problem, tp_size: int) -> Iterator[Prediction]:
+    """The values of all known mistakes, on this problem cut over tp_size ranks."""
     claim, reduction = candidate.claim, candidate.reduction
     parts = [
         expected(claim, problem, reduction, columns_of_terms=shard).loss

@@ -13,6 +13,8 @@ __all__ = ["COST_PROBLEM", "PROBLEMS", "Problem"]
 
 @dataclass(frozen=True)
 class Problem:
+    """One set of inputs, on the whole vocabulary; the same on every rank."""
+
     student: Tensor
     """[N, V] logits, columns of padding included."""
     teacher: Tensor

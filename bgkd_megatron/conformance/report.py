@@ -38,6 +38,7 @@ def summary(outcome: Outcome) -> str:
 
 
 def as_markdown(outcomes: Sequence[Outcome], tp_sizes: Sequence[int], command: str) -> str:
+    """The table, and what stands below it: failures, what is missing, machine and command."""
     head = ["loss", "claims", f"TP {', '.join(map(str, tp_sizes))}", *_COLUMNS]
     ran = [outcome for outcome in outcomes if outcome.sizes and not outcome.missing]
     lines = [_row(head), _row(["---"] * len(head))]
@@ -71,6 +72,7 @@ def as_json(outcomes: Sequence[Outcome], command: str) -> dict[str, Any]:
 
 
 def machine_facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """When, where and with which versions the outcomes were measured."""
     packages = {"torch": version_of("torch")}
     packages |= {o.candidate.package or "": o.version for o in outcomes if o.version}
     return {

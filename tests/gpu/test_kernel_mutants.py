@@ -41,4 +41,4 @@ def test_sample_is_noticed(launchers: Launchers) -> None:
     # Which mutants the sample holds changes with every change of a kernel, and not all survivors
     # are listed yet: the rate alone is held.
     survivors = [r for r in results if r.verdict == SURVIVED]
-    assert len(survivors) <= SAMPLE // 6, "\n".join(map(str, survivors))
+    assert len(survivors) <= SAMPLE // 10, "\n".join(map(str, survivors))

@@ -37,4 +37,5 @@ CANDIDATES: dict[str, Candidate] = {
 
 
 def adapted(name: str) -> Candidate:
+    """The candidate of that name; KeyError if there is none."""
     return CANDIDATES[name]
