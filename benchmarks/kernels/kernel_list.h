@@ -50,7 +50,7 @@ inline ObjectiveParams objective(bool softened, double log_vocab) {
   o.softened = softened;
   o.squared_temperature = softened ? 1 / (kInvTemperature * kInvTemperature) : 1.f;
   o.weighting = Weighting::kShannon;
-  o.entropy_scale = static_cast<float>(1 / log_vocab);
+  o.entropy_maximum = static_cast<float>(log_vocab);
   o.soft_weight = {0.f, 1.f};
   o.hard_weight = {1.f, -1.f};
   o.hard = HardLabel::kData;

@@ -29,7 +29,7 @@ class NamedObjective(NamedTuple):
     adaptive_detach: bool
     weighting: int
     """What u is."""
-    entropy_scale: float
+    entropy_maximum: float
     soft_offset: float
     soft_slope: float
     hard_offset: float
@@ -69,7 +69,7 @@ def named_objective(
         adaptive_mu=config.adaptive_mu,
         adaptive_detach=config.adaptive_detach,
         weighting=_WEIGHTING[weights.of],
-        entropy_scale=_entropy_scale(config, vocab_size),
+        entropy_maximum=_entropy_maximum(config, vocab_size),
         soft_offset=config.soft_scale * weights.soft[0],
         soft_slope=config.soft_scale * weights.soft[1],
         hard_offset=weights.hard[0],
@@ -102,8 +102,8 @@ def _constant(config: ObjectiveConfig, weight: float) -> _Weights:
     return _Weights("constant", (0.0, weight), rest)
 
 
-def _entropy_scale(config: ObjectiveConfig, vocab_size: int) -> float:
-    """1 / the uniform teacher's entropy."""
+def _entropy_maximum(config: ObjectiveConfig, vocab_size: int) -> float:
+    """Of the uniform teacher; negative for gamma > 1."""
     if config.entropy == "shannon":
-        return 1.0 / math.log(vocab_size)
-    return 1.0 / math.expm1((1.0 - config.tsallis_gamma) * math.log(vocab_size))
+        return math.log(vocab_size)
+    return math.expm1((1.0 - config.tsallis_gamma) * math.log(vocab_size))

@@ -31,8 +31,8 @@ struct ObjectiveParams {
   float adaptive_mu;
   bool adaptive_detach;  // no gradient through a
   Weighting weighting;
-  // kShannon: 1 / log V. kTsallis: 1 / (V^(1 - gamma) - 1).
-  float entropy_scale;
+  // Of the uniform teacher. kShannon: log V. kTsallis: V^(1 - gamma) - 1.
+  float entropy_maximum;
   AffineWeight soft_weight, hard_weight;
   HardLabel hard;
   float entropy_regularizer;  // c
@@ -114,9 +114,9 @@ BGKD_INLINE float unclamped_u(const ObjectiveParams& objective, const TokenStats
     case Weighting::kLabelConfidence:  // 1 - p_y
       return -std::expm1(global[kTeacherAtLabel]);
     case Weighting::kShannon:
-      return global[kTeacherH] * objective.entropy_scale;
+      return global[kTeacherH] / objective.entropy_maximum;
     case Weighting::kTsallis:
-      return (global[kPower] - 1.f) * objective.entropy_scale;
+      return (global[kPower] - 1.f) / objective.entropy_maximum;
     case Weighting::kWsl:
       return wsl_omega(global[kStudentAtLabel], global[kTeacherAtLabel]);
   }

@@ -129,7 +129,7 @@ ObjectiveParams check_objective(const char* op, const ObjectiveArguments& object
   params.adaptive_mu = static_cast<float>(objective.adaptive_mu);
   params.adaptive_detach = objective.adaptive_detach;
   params.weighting = static_cast<Weighting>(objective.weighting);
-  params.entropy_scale = static_cast<float>(objective.entropy_scale);
+  params.entropy_maximum = static_cast<float>(objective.entropy_maximum);
   params.soft_weight = {static_cast<float>(objective.soft_offset),
                         static_cast<float>(objective.soft_slope)};
   params.hard_weight = {static_cast<float>(objective.hard_offset),

@@ -58,7 +58,7 @@ struct ObjectiveArguments {
   double adaptive_mu;
   bool adaptive_detach;
   int64_t weighting;
-  double entropy_scale;
+  double entropy_maximum;
   double soft_offset, soft_slope, hard_offset, hard_slope;
   int64_t hard_label;
   double entropy_regularizer;

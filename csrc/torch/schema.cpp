@@ -42,14 +42,14 @@ TORCH_LIBRARY(bgkd, m) {
       "fused_loss_(Tensor(a!) student_logits, Tensor? teacher_logits, Tensor? labels, "
       "int vocab_size, int features, float temperature, float power_exponent, int ignore_index, "
       "int soft_term, bool softened, float adaptive_mu, bool adaptive_detach, int weighting, "
-      "float entropy_scale, float soft_offset, float soft_slope, float hard_offset, "
+      "float entropy_maximum, float soft_offset, float soft_slope, float hard_offset, "
       "float hard_slope, int hard_label, float entropy_regularizer) -> (Tensor, Tensor)");
   // merge_stats and the objective: global_stats, losses, and the derivatives of losses[0].sum() for
   // vocab_stats_backward.
   m.def(
       "merge_loss(Tensor partial, Tensor? labels, int features, float temperature, "
       "float power_exponent, int ignore_index, int soft_term, bool softened, float adaptive_mu, "
-      "bool adaptive_detach, int weighting, float entropy_scale, float soft_offset, "
+      "bool adaptive_detach, int weighting, float entropy_maximum, float soft_offset, "
       "float soft_slope, float hard_offset, float hard_slope, int hard_label, "
       "float entropy_regularizer) -> (Tensor, Tensor, Tensor)");
   m.def("scale_rows_(Tensor(a!) rows, Tensor scale) -> ()");
