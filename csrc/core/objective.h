@@ -21,7 +21,8 @@ enum class HardLabel { kData, kTeacherArgmax };
 
 // offset + slope u.
 struct AffineWeight {
-  float offset, slope;
+  float offset;
+  float slope;
 };
 
 struct ObjectiveParams {
@@ -33,7 +34,8 @@ struct ObjectiveParams {
   Weighting weighting;
   // Of the uniform teacher. kShannon: log V. kTsallis: V^(1 - gamma) - 1.
   float entropy_maximum;
-  AffineWeight soft_weight, hard_weight;
+  AffineWeight soft_weight;
+  AffineWeight hard_weight;
   HardLabel hard;
   float entropy_regularizer;  // c
 };
@@ -87,7 +89,7 @@ constexpr uint32_t objective_features(const ObjectiveParams& objective) {
   return soft_term_features(objective.soft, objective.softened) |
          weighting_features(objective.weighting) |
          (objective.hard == HardLabel::kData ? kLabel : kTeacher) |
-         (objective.entropy_regularizer != 0.f ? kStudentEntropy : 0);
+         (objective.entropy_regularizer != 0.f ? uint32_t{kStudentEntropy} : 0);
 }
 
 // NaN stays NaN.
