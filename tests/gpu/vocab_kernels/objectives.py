@@ -101,8 +101,9 @@ OBJECTIVES = {
         REVERSE, Weighting.SHANNON, ARGMAX, soft_weight=U, hard_weight=REST
     ),
     "forward tsallis": Objective(FORWARD, Weighting.TSALLIS),
+    # Not U: a row that excludes its label has a hard term that only a weight of 0 leaves out.
     "reverse confidence": Objective(
-        REVERSE, Weighting.CONFIDENCE, soft_weight=REST, hard_weight=U
+        REVERSE, Weighting.CONFIDENCE, soft_weight=REST, hard_weight=(0.125, 0.875)
     ),
     "forward label": Objective(FORWARD, Weighting.LABEL_CONFIDENCE, ARGMAX),
     "reverse wsl": Objective(
