@@ -12,7 +12,8 @@ from typing import Any, TypedDict
 
 import torch
 
-from loss_bench.measure import ByteCounter, Stopwatch, cache_flush, peak_extra_bytes
+from bgkd_megatron.conformance.counters import ByteCounter
+from loss_bench.measure import Stopwatch, cache_flush, peak_extra_bytes
 from loss_bench.problem import DTYPES, Setting, gradient_error, make_problem
 from loss_bench.variants import VARIANTS
 
@@ -43,7 +44,8 @@ class VariantRunner:
 
     def prepare(self, setting: Setting) -> Facts:
         """Makes the inputs, warms up, and measures what is not time."""
-        torch._dynamo.reset()
+        if self._variant.compiled:  # its import takes seconds
+            torch._dynamo.reset()
         self._device = setting.device
         self._flush = cache_flush(setting.device)
         self._loss = self._variant.make(setting)
@@ -64,7 +66,7 @@ class VariantRunner:
         if not self._variant.compiled:
             with ByteCounter() as counter:
                 self._step()
-            facts["counted_bytes"] = counter.bytes
+            facts["counted_bytes"] = counter.moved_bytes
         return facts
 
     def run(self) -> Seconds:
