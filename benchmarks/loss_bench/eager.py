@@ -207,7 +207,7 @@ def wsl(log_q: Tensor, log_p: Tensor, p: Tensor, labels: Tensor) -> Tensor:
     least = math.log(1e-8)
     student = _at(log_q.detach(), labels).clamp(min=least)
     teacher = _at(log_p, labels).clamp(min=least, max=-1e-8)
-    return 0.5 * -torch.expm1(-(student / teacher).clamp(max=10)).clamp(0, 1)
+    return 0.5 * (1 - (-student / teacher).exp()).clamp(0, 1)
 
 
 def _at(x: Tensor, labels: Tensor) -> Tensor:

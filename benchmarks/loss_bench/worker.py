@@ -18,6 +18,8 @@ from loss_bench.problem import DTYPES, Setting, gradient_error, make_problem
 from loss_bench.variants import VARIANTS
 
 _ANSWER_SECONDS = 300.0
+# torch._dynamo, which a dispatch mode imports, takes seconds.
+_PRELOADED = ["torch._dynamo", "bgkd_megatron.loss", "bgkd_megatron.reference"]
 
 
 class Seconds(TypedDict):
@@ -44,8 +46,7 @@ class VariantRunner:
 
     def prepare(self, setting: Setting) -> Facts:
         """Makes the inputs, warms up, and measures what is not time."""
-        if self._variant.compiled:  # its import takes seconds
-            torch._dynamo.reset()
+        torch._dynamo.reset()
         self._device = setting.device
         self._flush = cache_flush(setting.device)
         self._loss = self._variant.make(setting)
@@ -125,7 +126,7 @@ class Worker:
     def __init__(self, make_runner: Callable[..., Any], *args: str, num_threads: int) -> None:
         # Forked from a process that has imported this much and computed nothing.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "bgkd_megatron.loss", "bgkd_megatron.reference"])
+        context.set_forkserver_preload(_PRELOADED)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, make_runner, args, num_threads), daemon=True

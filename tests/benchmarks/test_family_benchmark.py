@@ -7,55 +7,74 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-from loss_bench import family_report  # noqa: E402
-from loss_bench.family import FAMILY
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from loss_bench import family_report
+from loss_bench.family import FAMILY, ours_and_eager
+from loss_bench.problem import Setting, exact_loss, gradient_error, make_problem
 from loss_bench.results import Row
+from loss_bench.variants import VARIANTS
 
 from bgkd_megatron.fdivergence import FKind
 from bgkd_megatron.objectives.config import ObjectiveConfig
 
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "family.py"
+MEMBERS = ["forward_kl", "jensen_shannon", "hybrid_wsl"]
+
 
 def run(*options):
-    command = [sys.executable, BENCHMARKS / "family.py", *map(str, options)]
+    command = [sys.executable, SCRIPT, *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """17 tokens: a document, and the first token of the next."""
     folder = tmp_path_factory.mktemp("family")
     done = run(
-        "--tokens", 17, "--vocab", 301, "--repetitions", 1, "--threads", 1,
+        "--tokens", 3, "--vocab", 301, "--repetitions", 1, "--threads", 1,
+        "--members", ",".join(MEMBERS),
         "--json", folder / "out.json", "--markdown", folder / "out.md",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.json").read_text()), (folder / "out.md").read_text()
 
 
-def test_every_member_is_measured_and_right_on_both_sides(output):
+def test_members_are_measured_on_both_sides(output):
     results = output[0]["results"]
     assert [result["dtype"] for result in results] == ["fp32", "bf16"]
     for result in results:
-        assert [row["member"] for row in result["rows"]] == list(FAMILY)
+        assert [row["member"] for row in result["rows"]] == MEMBERS
         for row in result["rows"]:
             assert row["forward_kl_ms"] > 0
             for side in (row["ours"], row["eager"]):
-                assert side["status"] == "ok", (row["member"], side)
+                assert side["status"] == "ok", side["reason"]
                 assert side["total_ms"] > 0
                 assert side["extra_bytes"] >= 0
-                assert side["loss_error"] < 1e-2
-                assert side["gradient_error"] < 2e-2
 
 
 def test_markdown_has_the_machine_and_all_rows(output):
     document, markdown = output
     assert document["machine"]["cpu"] in markdown
-    for member in FAMILY.values():
-        assert markdown.count(f"| {member.title} |") == len(document["results"])
+    for member in MEMBERS:
+        assert markdown.count(f"| {FAMILY[member].title} |") == len(document["results"])
     for aim in ("reads = 1: 10 times", "reads = 2: 6 times", "at most 1.1 times", "extra memory"):
-        assert markdown.count(f"* aim: {aim}") == 1
+        assert (
+            sum(line.startswith("* aim: ") and aim in line for line in markdown.splitlines()) == 1
+        )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("member", FAMILY)
+def test_both_sides_compute_the_same(member, dtype):
+    """20 tokens: a document, and the beginning of the next."""
+    setting = Setting(vocab_size=301, num_tokens=20, dtype=dtype)
+    exact = exact_loss(setting, member)
+    for name in ours_and_eager(member):
+        problem, loss = make_problem(setting, member), VARIANTS[name].make(setting)
+        value = problem.forward(loss)
+        value.backward()
+        # Eager PyTorch divides small differences of float32.
+        assert value.item() == pytest.approx(exact, rel=2e-5)
+        assert gradient_error(problem, setting.num_tokens) < {"fp32": 2e-5, "bf16": 4e-3}[dtype]
 
 
 def test_the_family_is_whole():
