@@ -1,4 +1,4 @@
-"""Time, memory, bytes and machine facts, from the process that asks."""
+"""Time, memory and machine facts, from the process that asks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bgkd_megatron import ops
 
@@ -89,36 +86,6 @@ def _status_bytes(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}")
-
-
-_FREE = ("aten::empty", "aten::set_")
-
-
-class ByteCounter(TorchDispatchMode):
-    """Sums the bytes of the tensors that each operation of PyTorch reads and writes.
-
-    An operation counts as reading every input and writing every output once.  Views, aliases
-    and allocations are free; broadcast elements count once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view and not func.name().startswith(_FREE):
-            self.bytes += sum(map(_bytes, tree_leaves((args, kwargs, result))))
-        return result
-
-
-def _bytes(leaf: object) -> int:
-    if not isinstance(leaf, Tensor):
-        return 0
-    sizes = (n for n, stride in zip(leaf.shape, leaf.stride(), strict=True) if stride != 0)
-    return torch.Size(sizes).numel() * leaf.element_size()
 
 
 def machine_facts(device: str) -> dict[str, Any]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bgkd_megatron import reference
 from bgkd_megatron.objectives import ObjectiveConfig
+from loss_bench.eager import DOCUMENT_TOKENS
+from loss_bench.family import FAMILY
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HEAD_SIZE = 64
 """Hidden size of the output layer in the task "head_kl": small, so that the loss stays visible."""
 
-Task = Literal["hybrid", "kl", "ce", "head_kl"]
+Task = str
 """hybrid: CE on the label and forward KL, weighted per token by the teacher's entropy.
 kl: forward KL alone.  ce: CE alone.  head_kl: both output layers (one GEMM each), then forward KL.
+Or a member of the family.
 """
 
 OBJECTIVES: dict[Task, ObjectiveConfig] = {
@@ -26,6 +30,7 @@ OBJECTIVES: dict[Task, ObjectiveConfig] = {
     "kl": ObjectiveConfig(weighting="static", soft_weight=1.0),
     "ce": ObjectiveConfig(weighting="static", soft_weight=0.0),
     "head_kl": ObjectiveConfig(weighting="static", soft_weight=1.0),
+    **{name: member.config for name, member in FAMILY.items()},
 }
 
 LossFunction = Callable[..., Tensor]
@@ -33,8 +38,9 @@ LossFunction = Callable[..., Tensor]
 student_weight, teacher_hidden, teacher_weight, labels) -> mean loss.  Differentiable in the
 student's tensors, which it may overwrite if they are logits."""
 
-_REFERENCE_ROWS = 32  # tokens per float64 block, to keep the oracle's memory small
-_CHECKED_ROWS = 16  # tokens whose gradient is compared
+# Whole documents.
+_REFERENCE_ROWS = 2 * DOCUMENT_TOKENS  # tokens per float64 block: the oracle's memory stays small
+_CHECKED_ROWS = DOCUMENT_TOKENS  # tokens whose gradient is compared
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Problem(Protocol):
         """Makes the inputs what they were and drops the gradient."""
         ...
 
-    def double(self, rows: slice | Tensor) -> tuple[Tensor, LossFunction]:
+    def double(self, rows: slice) -> tuple[Tensor, LossFunction]:
         """The student's input of these tokens in float64, and the oracle's sum of their losses."""
         ...
 
@@ -102,7 +108,7 @@ class LogitsProblem:
         self._received.clear()
         self._student.copy_(self._original)
 
-    def double(self, rows: slice | Tensor) -> tuple[Tensor, LossFunction]:
+    def double(self, rows: slice) -> tuple[Tensor, LossFunction]:
         teacher, labels = self._teacher[rows].double(), self._labels[rows]
         return self._original[rows].double(), lambda z: _exact(z, teacher, labels, self._task)
 
@@ -132,7 +138,7 @@ class HeadProblem:
     def restore(self) -> None:
         self._student.grad = self._weight.grad = None
 
-    def double(self, rows: slice | Tensor) -> tuple[Tensor, LossFunction]:
+    def double(self, rows: slice) -> tuple[Tensor, LossFunction]:
         weight = self._weight.detach().double()
         teacher = self._teacher[rows].double() @ self._teacher_weight.double().T
         teacher, labels = _rounded(teacher, self._weight.dtype), self._labels[rows]
@@ -161,6 +167,7 @@ def make_problem(setting: Setting, task: Task) -> Problem:
     return HeadProblem(setting) if task == "head_kl" else LogitsProblem(setting, task)
 
 
+@functools.cache
 def exact_loss(setting: Setting, task: Task) -> float:
     """Mean loss of all tokens in float64."""
     problem, total = make_problem(setting, task), 0.0
@@ -172,7 +179,8 @@ def exact_loss(setting: Setting, task: Task) -> float:
 
 def gradient_error(problem: Problem, num_tokens: int) -> float:
     """|g - g64| / |g64| over some tokens, g the gradient of the mean loss as just computed."""
-    rows = torch.linspace(0, num_tokens - 1, min(num_tokens, _CHECKED_ROWS)).long()
+    start = num_tokens // 2 // _CHECKED_ROWS * _CHECKED_ROWS
+    rows = slice(start, start + _CHECKED_ROWS)
     student, loss = problem.double(rows)
     student.requires_grad_()
     (exact,) = torch.autograd.grad(loss(student) / num_tokens, student)
@@ -185,6 +193,8 @@ def _rounded(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _exact(student: Tensor, teacher: Tensor, labels: Tensor, task: Task) -> Tensor:
-    config = OBJECTIVES[task]
-    losses = reference.hybrid_loss(student, teacher, labels, config, vocab_size=teacher.shape[1])
+    losses = reference.hybrid_loss(
+        student, teacher, labels, OBJECTIVES[task], vocab_size=teacher.shape[1],
+        documents=torch.arange(len(labels), device=labels.device) // DOCUMENT_TOKENS,
+    )  # fmt: skip
     return losses.loss.sum()

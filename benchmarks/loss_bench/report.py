@@ -46,6 +46,26 @@ _ON_DEVICE = {
 _AIM_SPEED, _AIM_BANDWIDTH, _AIM_MEMORY = 10.0, 0.70, 0.01
 
 
+_TABLE_WIDTH = 140
+_QUIET_LOAD = 0.5
+
+
+def console() -> Console:
+    """A terminal, or a file as wide as the tables."""
+    made = Console()
+    if not made.is_terminal:
+        made.width = _TABLE_WIDTH
+    return made
+
+
+def warn_of_load(console: Console, machine: dict[str, Any]) -> None:
+    if machine["load_average"] > _QUIET_LOAD:
+        console.print(
+            f"WARNING: load average {machine['load_average']}: the times below are not reliable",
+            style="bold red",
+        )
+
+
 def header(machine: dict[str, Any]) -> list[str]:
     """Lines about machine and method."""
     versions = {"Python": machine["python"], **machine["packages"]}
@@ -60,17 +80,26 @@ def header(machine: dict[str, Any]) -> list[str]:
     ]
 
 
+def time_note(device: str) -> str:
+    """Continues "each in a process of its own, "."""
+    return _ON_DEVICE[device][0]
+
+
+def memory_note(device: str) -> str:
+    """Continues "growth of "."""
+    return _ON_DEVICE[device][1]
+
+
 def notes(device: str) -> list[str]:
     """How to read the columns."""
-    time, memory = _ON_DEVICE[device]
     return [
-        f"Each variant runs in a process of its own, {time}",
+        f"Each variant runs in a process of its own, {time_note(device)}",
         "x ours: time over that of ours for the same task. Output layers: their matrix products "
         f"(hidden size {HEAD_SIZE}) and those of their backward are in every such row, "
         "and the row without a loss is the floor; liger-kernel takes chunks of 1024 tokens (its "
         "default) and computes gradients in its forward.",
-        f"extra MiB: growth of {memory}; % logits: of ONE logits tensor. The gradient is included; "
-        "ours overwrites the logits.",
+        f"extra MiB: growth of {memory_note(device)}; % logits: of ONE logits tensor. The "
+        "gradient is included; ours overwrites the logits.",
         "B/pair: bytes moved per student and teacher logit. Ours: the kernels' launch plan. Eager: "
         "inputs and outputs of every operation, added up by a TorchDispatchMode. GB/s: those bytes "
         "over the time.",
@@ -100,21 +129,21 @@ def _cells(row: Row) -> list[str]:
     bandwidth = "/".join(f"{100 * x:.0f}" for x in row.copy_fraction or ())
     return [
         row.title if row.status == "ok" else f"{row.title} ({row.status})",
-        _number(row.total_ms, ".1f"),
-        _number(row.forward_ms, ".1f"),
-        _number(row.backward_ms, ".1f"),
-        _number(row.times_ours, ".1f"),
-        _number(row.extra_bytes and row.extra_bytes / 2**20, ".1f"),
-        _number(row.extra_fraction and 100 * row.extra_fraction, ".2f"),
-        _number(row.bytes_per_pair, ".0f"),
-        _number(row.gb_per_s, ".0f"),
+        number(row.total_ms, ".1f"),
+        number(row.forward_ms, ".1f"),
+        number(row.backward_ms, ".1f"),
+        number(row.times_ours, ".1f"),
+        number(row.extra_bytes and row.extra_bytes / 2**20, ".1f"),
+        number(row.extra_fraction and 100 * row.extra_fraction, ".2f"),
+        number(row.bytes_per_pair, ".0f"),
+        number(row.gb_per_s, ".0f"),
         bandwidth,
-        _number(row.loss_error, ".0e"),
-        _number(row.gradient_error, ".0e"),
+        number(row.loss_error, ".0e"),
+        number(row.gradient_error, ".0e"),
     ]
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
@@ -133,14 +162,14 @@ def markdown(machine: dict[str, Any], results: list[SettingResult]) -> str:
     lines = [*header(machine), ""]
     for result in results:
         lines += [f"**{caption(result)}**", ""]
-        lines += [_markdown_line(_COLUMNS), _markdown_line(["---", *["--:"] * (len(_COLUMNS) - 1)])]
-        lines += [_markdown_line(_cells(row)) for row in result.rows] + [""]
+        lines += [markdown_line(_COLUMNS), markdown_line(["---", *["--:"] * (len(_COLUMNS) - 1)])]
+        lines += [markdown_line(_cells(row)) for row in result.rows] + [""]
     lines += [f"* {note}" for note in notes(machine["device"])] + [""]
     lines += [f"* {line}" for line in aims(machine["device"], results)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_line(cells: Any) -> str:
+def markdown_line(cells: Any) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -162,14 +191,14 @@ def aims(device: str, results: list[SettingResult]) -> Iterator[str]:
             if row.copy_fraction is not None and row.extra_fraction is not None:
                 memory[where] = row.extra_fraction
     missed = {name: f"{x:.1f}" for name, x in speed.items() if x < _AIM_SPEED}
-    yield _aim(f"{_AIM_SPEED:g} times as fast as each other row", speed, missed)
+    yield aim(f"{_AIM_SPEED:g} times as fast as each other row", speed, missed)
     missed = {name: f"{x:.0%}" for name, x in bandwidth.items() if x < _AIM_BANDWIDTH}
-    yield _aim(f"{_AIM_BANDWIDTH:.0%} of the copy bandwidth in fp32", bandwidth, missed)
+    yield aim(f"{_AIM_BANDWIDTH:.0%} of the copy bandwidth in fp32", bandwidth, missed)
     missed = {name: f"{x:.2%}" for name, x in memory.items() if x >= _AIM_MEMORY}
-    yield _aim(f"extra memory below {_AIM_MEMORY:.0%} of one logits tensor", memory, missed)
+    yield aim(f"extra memory below {_AIM_MEMORY:.0%} of one logits tensor", memory, missed)
 
 
-def _aim(aim: str, measured: dict[str, float], missed: dict[str, str]) -> str:
+def aim(what: str, measured: dict[str, float], missed: dict[str, str]) -> str:
     count = f"{len(measured) - len(missed)} of {len(measured)} reach it"
     misses = "; ".join(f"{name}: {value}" for name, value in missed.items())
-    return f"aim: {aim}. {count}" + (f". Missed by {misses}" if missed else "")
+    return f"aim: {what}. {count}" + (f". Missed by {misses}" if missed else "")

@@ -11,6 +11,7 @@ from loss_bench.variants import Variant
 
 _FLOAT = 4
 _NUM_LOSSES = 5  # of a token: csrc/core/objective.h
+_NUM_FDIV_SUMS = 2  # csrc/core/fdiv.h
 
 
 class Moved(NamedTuple):
@@ -21,13 +22,19 @@ class Moved(NamedTuple):
 def moved_bytes(variant: Variant, setting: Setting) -> Moved:
     """Of one of ours on logits.
 
-    Two sweeps: the launch plan's.  Gradient in forward: both rows are read once and one is
+    A read in forward, one in backward: the launch plan's.  A divergence of a second sweep reads
+    once more in forward.  Gradient in forward: both rows are read once and one is
     written; the backward looks at the upstream gradient of each row, which is 1.
     """
-    features = HybridObjective(OBJECTIVES[variant.task], setting.vocab_size).features
+    objective = HybridObjective(OBJECTIVES[variant.task], setting.vocab_size)
     element_size = DTYPES[setting.dtype].itemsize
-    plan = ops.launch_plan(setting.num_tokens, setting.vocab_size, element_size, features)
+    plan = ops.launch_plan(setting.num_tokens, setting.vocab_size, element_size, objective.features)
     two_sweeps = Moved(plan["forward_bytes"], plan["backward_bytes"])
+    if objective.fdivergence is not None:
+        sums = _NUM_FDIV_SUMS * _FLOAT * setting.num_tokens
+        return Moved(
+            two_sweeps.forward + 2 * setting.logits_bytes + sums, two_sweeps.backward + sums
+        )
     if not variant.gradient_in_forward:
         return two_sweeps
     statistics = two_sweeps.forward - 2 * setting.logits_bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,11 @@ from torch import Tensor
 
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import HybridObjective
+from bgkd_megatron.sequence_layout import SequenceLayout
 from bgkd_megatron.vocab_shard import VocabShard
+from loss_bench import eager
+from loss_bench.eager import DOCUMENT_TOKENS
+from loss_bench.family import FAMILY, ours_and_eager
 from loss_bench.problem import OBJECTIVES, LossFunction, Setting, Task
 
 
@@ -42,20 +45,27 @@ class Variant:
 
 def _ours(task: Task, gradient_in_forward: bool = False) -> Callable[[Setting], LossFunction]:
     def make(setting: Setting) -> LossFunction:
-        objective = HybridObjective(OBJECTIVES[task], setting.vocab_size)
+        config = OBJECTIVES[task]
+        objective = HybridObjective(config, setting.vocab_size)
         shard = VocabShard.even(setting.vocab_size, setting.vocab_size)
-        needs_teacher = OBJECTIVES[task].needs_teacher
+        sequences = _documents(setting) if config.couples_positions else None
 
         def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
             losses, _ = hybrid_loss(
-                student, teacher if needs_teacher else None, labels, objective, shard=shard,
+                student, teacher if config.needs_teacher else None, labels, objective, shard=shard,
                 inplace_backward=True, gradient_in_forward=gradient_in_forward,
+                sequences=sequences,
             )  # fmt: skip
             return losses.loss.mean()
 
         return _with_head(loss) if task == "head_kl" else loss
 
     return make
+
+
+def _documents(setting: Setting) -> SequenceLayout:
+    place = torch.arange(1, setting.num_tokens + 1, device=setting.device)
+    return SequenceLayout(setting.num_tokens, 1, ends=place % DOCUMENT_TOKENS == 0)
 
 
 def _with_head(loss: LossFunction) -> LossFunction:
@@ -67,38 +77,6 @@ def _with_head(loss: LossFunction) -> LossFunction:
         return loss(hidden @ weight.T, teacher_logits, labels)
 
     return head_loss
-
-
-# ---- eager PyTorch, in float32 as a careful implementation does it
-
-
-def eager_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """The formula as it is written."""
-    log_q = F.log_softmax(student.float(), dim=-1)
-    log_p = F.log_softmax(teacher.float(), dim=-1)
-    p = F.softmax(teacher.float(), dim=-1)
-    return (p * (log_p - log_q)).sum(dim=-1).mean()
-
-
-def lean_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """The fewest operations that PyTorch offers for it."""
-    log_q = F.log_softmax(student.float(), dim=-1)
-    log_p = F.log_softmax(teacher.float(), dim=-1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-
-
-def eager_hybrid(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    log_q = F.log_softmax(student.float(), dim=-1)
-    log_p = F.log_softmax(teacher.float(), dim=-1)
-    p = log_p.exp()
-    hard = F.nll_loss(log_q, labels, reduction="none")
-    soft = (p * (log_p - log_q)).sum(dim=-1)
-    weight = -(p * log_p).sum(dim=-1) / math.log(student.shape[-1])
-    return (weight * soft + (1 - weight) * hard).mean()
-
-
-def eager_ce(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(student.float(), labels)
 
 
 def _compiled(loss: LossFunction) -> Callable[[Setting], LossFunction]:
@@ -196,6 +174,13 @@ def _head_alone(setting: Setting) -> LossFunction:
     return _with_head(lambda student, teacher, labels: _GivenGradient.apply(student, teacher))
 
 
+def _always(loss: LossFunction) -> Callable[[Setting], LossFunction]:
+    return lambda _: loss
+
+
+_EAGER_HYBRID = eager.hybrid(eager.entropy)
+_EAGER_KL = eager.mean_of(eager.forward_kl)
+
 _GPU = ("cuda",)  # written for it, or there to compare with what is
 
 
@@ -204,19 +189,19 @@ def _ours_once(title: str, task: Task) -> Variant:
     return Variant(title, task, make, ours=True, gradient_in_forward=True, devices=_GPU)
 
 
-VARIANTS = {
+VARIANTS: dict[str, Variant] = {
     "ours_hybrid": Variant("ours, hybrid", "hybrid", _ours("hybrid"), ours=True),
     "ours_hybrid_once": _ours_once("ours, hybrid, one read", "hybrid"),
-    "eager_hybrid": Variant("PyTorch eager, hybrid", "hybrid", lambda _: eager_hybrid),
+    "eager_hybrid": Variant("PyTorch eager, hybrid", "hybrid", _always(_EAGER_HYBRID)),
     "compiled_hybrid": Variant(
-        "PyTorch torch.compile, hybrid", "hybrid", _compiled(eager_hybrid), compiled=True
+        "PyTorch torch.compile, hybrid", "hybrid", _compiled(_EAGER_HYBRID), compiled=True
     ),
     "ours_kl": Variant("ours, forward KL", "kl", _ours("kl"), ours=True),
     "ours_kl_once": _ours_once("ours, forward KL, one read", "kl"),
-    "eager_kl": Variant("PyTorch eager, forward KL", "kl", lambda _: eager_kl),
-    "lean_kl": Variant("PyTorch eager, F.kl_div", "kl", lambda _: lean_kl),
+    "eager_kl": Variant("PyTorch eager, forward KL", "kl", _always(_EAGER_KL)),
+    "lean_kl": Variant("PyTorch eager, F.kl_div", "kl", _always(eager.kl_div)),
     "compiled_kl": Variant(
-        "PyTorch torch.compile, forward KL", "kl", _compiled(eager_kl), compiled=True, devices=_GPU
+        "PyTorch torch.compile, forward KL", "kl", _compiled(_EAGER_KL), compiled=True, devices=_GPU
     ),
     "modelopt": Variant("nvidia-modelopt LogitsKLLoss", "kl", _modelopt),
     "liger_logits": Variant("liger-kernel, one chunk's loss", "kl", _liger_on_logits),
@@ -224,9 +209,13 @@ VARIANTS = {
         "log_softmax, liger-kernel KLDIVLoss", "kl", _liger_kl_div, compiled=True, devices=_GPU
     ),
     "ours_ce": Variant("ours, CE", "ce", _ours("ce"), ours=True, devices=_GPU),
-    "eager_ce": Variant("PyTorch eager, CE", "ce", lambda _: eager_ce, devices=_GPU),
+    "eager_ce": Variant("PyTorch eager, CE", "ce", _always(eager.cross_entropy), devices=_GPU),
     "compiled_ce": Variant(
-        "PyTorch torch.compile, CE", "ce", _compiled(eager_ce), compiled=True, devices=_GPU
+        "PyTorch torch.compile, CE",
+        "ce",
+        _compiled(eager.cross_entropy),
+        compiled=True,
+        devices=_GPU,
     ),
     "liger_ce": Variant("liger-kernel CE", "ce", _liger_ce, compiled=True, devices=_GPU),
     "te_ce": Variant("Transformer Engine CE", "ce", _te_ce, compiled=True, devices=_GPU),
@@ -238,3 +227,12 @@ VARIANTS = {
     ),
 }
 """In the order of the table; the first of each task is ours, which the others are compared to."""
+
+for _name, _member in FAMILY.items():
+    _ours_name, _eager_name = ours_and_eager(_name)
+    VARIANTS[_ours_name] = Variant(
+        f"ours, {_member.title}", _name, _ours(_name), ours=True, devices=()
+    )
+    VARIANTS[_eager_name] = Variant(
+        f"PyTorch eager, {_member.title}", _name, _always(_member.eager), devices=()
+    )

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from loss_bench.measure import ByteCounter
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+
+from bgkd_megatron.conformance.counters import ByteCounter
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,17 @@ class _OperationRecorder(ByteCounter):
         super().__init__()
         self._trace = trace
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        before = self.bytes
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+    def count(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        before = self.moved_bytes
+        super().count(func, args, kwargs, result)
         if func.namespace == "bgkd":
             names = [argument.name for argument in func._schema.arguments]
-            bound = dict(zip(names, args, strict=False)) | (kwargs or {})
+            bound = dict(zip(names, args, strict=False)) | kwargs
             self._trace.steps.append(OurOperation(func._opname, bound))
-        elif self.bytes > before:
-            counted = self.bytes - before
+        elif self.moved_bytes > before:
+            counted = self.moved_bytes - before
             largest = _largest_tensor((args, kwargs, result))
             self._trace.steps.append(TorchOperation(func.name(), counted, largest))
-        return result
 
 
 def _largest_tensor(tree: object) -> int:

@@ -20,26 +20,22 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CostCounter", "short_name"]
+__all__ = ["ByteCounter", "CostCounter", "short_name"]
 
+_FREE = ("aten::empty", "aten::set_")
 _NAMESPACES = ("c10d", "_c10d_functional")
 # They communicate nothing, or complete what was counted when it began.
 _NO_COLLECTIVES = ("wait_tensor", "_wrap_tensor_autograd", "monitored_barrier_")
 
 
-class CostCounter(TorchDispatchMode):
-    """Collectives, bytes sent and moved, and the storages that were made in the with block."""
+class ByteCounter(TorchDispatchMode):
+    """The bytes that the operators in the with block read and write."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.collectives: Counter[str] = Counter()
-        """Calls of this rank, by operator."""
-        self.payload_bytes = 0
-        """Of the tensors that this rank hands over; how far they travel is the backend's affair."""
         self.moved_bytes = 0
-        """Every operator reads each input and writes each output once.  Views and allocations are
-        free, broadcast elements count once."""
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        """Every operator reads each input and writes each output once.  Views, allocations and
+        collectives are free, broadcast elements count once."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -49,15 +45,35 @@ class CostCounter(TorchDispatchMode):
         if any(kind not in (Tensor, Parameter) for kind in types):
             return NotImplemented  # a DTensor, say: it calls operators on plain tensors next
         result = func(*args, **(kwargs or {}))
-        if func.namespace in _NAMESPACES:
-            self._count_collective(func, args, kwargs or {})
-        elif not func.is_view and not func.name().startswith("aten::empty"):
+        self.count(func, args, kwargs or {}, result)
+        return result
+
+    def count(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Called after every operator."""
+        is_free = func.is_view or func.name().startswith(_FREE) or func.namespace in _NAMESPACES
+        if not is_free:
             self.moved_bytes += sum(map(_touched_bytes, _tensors((args, kwargs, result))))
+
+
+class CostCounter(ByteCounter):
+    """Collectives, bytes sent and moved, and the storages that were made in the with block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectives: Counter[str] = Counter()
+        """Calls of this rank, by operator."""
+        self.payload_bytes = 0
+        """Of the tensors that this rank hands over; how far they travel is the backend's affair."""
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def count(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        super().count(func, args, kwargs, result)
+        if func.namespace in _NAMESPACES:
+            self._count_collective(func, args, kwargs)
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             reference = StorageWeakRef(storage)
             self._storages[reference.cdata] = (reference, storage.nbytes())
-        return result
 
     def _count_collective(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         name = func._schema.name.split("::")[1]

@@ -19,6 +19,8 @@ from loss_bench.traffic import moved_bytes
 from loss_bench.variants import VARIANTS
 from loss_bench.worker import WorkerError
 
+from bgkd_megatron.conformance.counters import ByteCounter
+
 SETTING = Setting(vocab_size=1000, num_tokens=7, dtype="bf16")
 
 
@@ -102,11 +104,11 @@ def test_the_flush_reads_twice_the_cache(monkeypatch: pytest.MonkeyPatch) -> Non
     facts = SimpleNamespace(L2_cache_size=4096)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: facts)
     monkeypatch.setattr(torch, "zeros", zeros)
-    with measure.ByteCounter() as counter:
+    with ByteCounter() as counter:
         measure.cache_flush("cuda")()
         measure.cache_flush("cpu")()
     assert made[0].nbytes == 2 * 4096
-    assert counter.bytes >= 2 * 4096
+    assert counter.moved_bytes >= 2 * 4096
 
 
 def test_bytes_of_the_gradient_in_forward_are_two_reads_and_one_write() -> None:
