@@ -85,6 +85,7 @@ CASES = [
     ("one column", True, 0),
     ("part of a vector", False, 3),
     ("whole rounds", True, 0),
+    ("vectors and a tail", False, 2500),  # where the compiler made several rounds of zeros of one
     ("rounds and more than half a round", False, 4),
     ("misaligned", True, 5),
     ("three warps, three parts", False, 3),
@@ -155,6 +156,25 @@ def test_values(
 ) -> None:
     check_form(launchers, dtype, form, name, in_place=in_place, padding=padding,
                noise=float(in_place))  # fmt: skip
+
+
+@kinds
+@dtypes
+def test_shards(launchers: Launchers, dtype: LogitType, kind: Divergence) -> None:
+    """The label's and the argmax's term are in one shard, every shard has its part of the rest."""
+    p, features = Problem(dtype, 600, PATTERNS, LABELS), ALL_FEATURES
+    exact, stats = FDivergence(p.model, kind, SKEWS[kind]), stacked(p.model.finished(), features)
+    sums = np.stack([exact.divergence.value, exact.slope.value]).astype(np.float32)
+    upstream, cuts = upstream_of([k for _, k in ROWS], features), [0, 200, 201]
+    whole = exact.combined_gradient(upstream, OF_DIVERGENCE)
+    for shard, first in zip(p.shards(cuts), [0, *cuts], strict=True):
+        outcome = launchers.vocab_fdiv_gradient(
+            shard, stats, packed(upstream, p.rows, features), sums, OF_DIVERGENCE, kind,
+            SKEWS[kind], Layout(32, 2), features, padding=4,
+        )  # fmt: skip
+        assert_clean(outcome)
+        part = whole[:, first : first + shard.columns]
+        assert_gradient(part, outcome, dtype, p.patterns)
 
 
 @sweeps

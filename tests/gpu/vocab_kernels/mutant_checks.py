@@ -142,6 +142,7 @@ def _fdiv(dtype: LogitType, form: Form) -> list[tuple[Any, ...]]:
             for case in _cases(fdiv.CASES, "three warps, three parts")
         ),
         (fdiv.test_every_element, dtype, form),
+        (fdiv.test_shards, dtype, form.kind),
         (fdiv.test_a_row_is_written_once, dtype, False),
         (fdiv.test_rows_without_weight_are_zero, dtype, form),
         *((_fdiv_features, dtype, form, features) for features in LESS[1:]),
