@@ -18,7 +18,6 @@ import test_kernel_statistics as statistics
 from .contract import (
     ALL_FEATURES,
     FORMS,
-    FP16,
     FP32,
     LOGIT_TYPES,
     Divergence,
@@ -147,7 +146,7 @@ def _fdiv(dtype: LogitType, form: Form) -> list[tuple[Any, ...]]:
         (fdiv.test_rows_without_weight_are_zero, dtype, form),
         *((_fdiv_features, dtype, form, features) for features in LESS[1:]),
         *((fdiv.test_mixtures_near_one_model, form.kind, skew) for skew in (0.001, 0.999)),
-        *((fdiv.test_exponents, dtype, x) for x in fdiv.OTHER_EXPONENTS if dtype != FP16),
+        *((fdiv.test_exponents, dtype, exponents) for exponents in fdiv.OTHER_EXPONENTS),
         (fdiv.test_nan_shows, form),
         (fdiv.test_aligned_rows_are_read_by_vectors, dtype, form),
         (fdiv.test_every_end, dtype, form),
