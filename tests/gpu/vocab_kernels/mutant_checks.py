@@ -26,8 +26,7 @@ from .contract import (
     LogitType,
 )
 from .launchers import Launchers
-from .objectives import OBJECTIVES, Objective
-from .problem import Layout
+from .objectives import OBJECTIVES
 
 # which statistics there are
 LESS = (
@@ -158,25 +157,14 @@ def _fdiv_features(launchers: Launchers, dtype: LogitType, form: Form, features:
     fdiv.check_form(launchers, dtype, form, "misaligned", features=features)
 
 
-def _fused_objective(
-    launchers: Launchers, dtype: LogitType, instance: Feature, objective: Objective
-) -> None:
-    p = fused.problem(dtype, 130 * dtype.vector + 3, objective)
-    fused.check(launchers, p, objective, Layout(32, 2), instance, padding=2)
-
-
 def _fused(dtype: LogitType, instance: Feature) -> list[tuple[Any, ...]]:
     return [
         (fused.test_instance, dtype, instance, "whole rounds"),
         (fused.test_instance, dtype, instance, "three warps, three parts"),
         (fused.test_any_schedule, dtype, instance),
         (fused.test_fewest_features, dtype, instance),
-        *((fused.test_logits_are_read_once, dtype, instance, tail) for tail in (0, 3)),
-        *(
-            (_fused_objective, dtype, instance, objective)
-            for objective in OBJECTIVES.values()
-            if not objective.features & ~instance
-        ),
+        (fused.test_logits_are_read_once, dtype, instance),
+        *((fused.test_objectives, dtype, objective) for objective in OBJECTIVES.values()),
         *((fused.test_shapes, dtype, *case) for case in fused.CASES),
         (fused.test_every_element, dtype, instance),
         (fused.test_nan_shows, instance),
