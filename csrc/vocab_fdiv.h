@@ -30,9 +30,10 @@ struct FdivGradientArgs {
 template <class BFloat16, class Half, class Body>
 inline __attribute__((always_inline)) void with_dtype_and_divergence(DType dtype,
                                                                      FDivergence divergence,
+                                                                     const FdivParams& params,
                                                                      const Body& body) {
   with_dtype<BFloat16, Half>(dtype, [&](auto element) {
-    with_divergence(divergence, [&](auto kind) { body(element, kind); });
+    with_divergence(divergence, params, [&](auto kind) { body(element, kind); });
   });
 }
 

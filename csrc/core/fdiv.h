@@ -11,11 +11,14 @@
 //   total variation   d = |p - q| / 2                         g = sign(q - p) / 2
 //   alpha-beta        d = (q^s - p^s) / (a s) - (p^a q^b - p^s) / (a b),   s = a + b
 //                                                             q g = (q^s - p^a q^b) / a
+//   ... s = 0         d = ln(q/p) / a + ((p/q)^a - 1) / a^2   q g = (1 - (p/q)^a) / a
+//   ... b = 0         d = (q^a - p^a) / a^2 - p^a ln(q/p) / a   q g = (q^a - p^a) / a
+//   ... a = 0         d = q^b ln(q/p) / b - (q^b - p^b) / b^2   q g = q^b ln(q/p)
+//   ... a = b = 0     d = ln(q/p)^2 / 2                       q g = ln(q/p)
 // with m = (1 - l) p + l q, for skew forward m = l p + (1 - l) q. g is given up to a constant,
 // which drops out. A token absent from both distributions adds nothing.
 //
-// Alpha-beta (Cichocki, Cruces and Amari 2011) at a = 0, b = 0 or s = 0 is the limit: there
-// (x^c - y^c) / c becomes ln(x / y).
+// Alpha-beta: Cichocki, Cruces and Amari 2011. At 0, (x^c - y^c) / c becomes ln(x / y).
 #pragma once
 
 #include <type_traits>
@@ -26,28 +29,22 @@
 
 namespace bgkd {
 
-enum class FDivergence { kJensenShannon, kSkewForward, kSkewReverse, kTotalVariation, kAlphaBeta };
-constexpr int kNumFDivergences = 5;
+// Each is a loop of its own. The last ones are limits of alpha-beta, which its exponents choose.
+enum class FDivergence {
+  kJensenShannon,
+  kSkewForward,
+  kSkewReverse,
+  kTotalVariation,
+  kAlphaBeta,
+  kOppositeExponents,  // s = 0
+  kAlphaAlone,         // b = 0
+  kBetaAlone,          // a = 0
+  kLogRatio,           // a = b = 0
+};
+constexpr int kNumFDivergences = 5;  // that can be asked for
 
 template <FDivergence kKind>
 using FdivKind = std::integral_constant<FDivergence, kKind>;
-
-// body(FdivKind<...>{}) for a kind that is known at run time. For the host.
-template <class Body>
-inline __attribute__((always_inline)) void with_divergence(FDivergence kind, const Body& body) {
-  switch (kind) {
-    case FDivergence::kJensenShannon:
-      return body(FdivKind<FDivergence::kJensenShannon>{});
-    case FDivergence::kSkewForward:
-      return body(FdivKind<FDivergence::kSkewForward>{});
-    case FDivergence::kSkewReverse:
-      return body(FdivKind<FDivergence::kSkewReverse>{});
-    case FDivergence::kTotalVariation:
-      return body(FdivKind<FDivergence::kTotalVariation>{});
-    case FDivergence::kAlphaBeta:
-      return body(FdivKind<FDivergence::kAlphaBeta>{});
-  }
-}
 
 // Rows of the sums, in memory [2, N].
 enum FdivSum : int { kFdivValue, kFdivSlope, kNumFdivSums };
@@ -72,6 +69,33 @@ struct FdivParams {
   float beta;
 };
 
+// body(FdivKind<...>{}) for a kind that is known at run time. For the host.
+template <class Body>
+inline __attribute__((always_inline)) void with_divergence(FDivergence kind,
+                                                           const FdivParams& params,
+                                                           const Body& body) {
+  using Kind = FDivergence;
+  switch (kind) {
+    case Kind::kJensenShannon:
+      return body(FdivKind<Kind::kJensenShannon>{});
+    case Kind::kSkewForward:
+      return body(FdivKind<Kind::kSkewForward>{});
+    case Kind::kSkewReverse:
+      return body(FdivKind<Kind::kSkewReverse>{});
+    case Kind::kTotalVariation:
+      return body(FdivKind<Kind::kTotalVariation>{});
+    default:
+      break;
+  }
+  const bool no_alpha = is_zero_exponent(params.alpha), no_beta = is_zero_exponent(params.beta);
+  if (no_alpha && no_beta) return body(FdivKind<Kind::kLogRatio>{});
+  if (no_alpha) return body(FdivKind<Kind::kBetaAlone>{});
+  if (no_beta) return body(FdivKind<Kind::kAlphaAlone>{});
+  if (is_zero_exponent(params.alpha + params.beta))
+    return body(FdivKind<Kind::kOppositeExponents>{});
+  return body(FdivKind<Kind::kAlphaBeta>{});
+}
+
 // The normalization of one token's distributions. log2 p = (t - max) log2e - log2_sum.
 struct FdivRow {
   float student_max, student_log2_sum;
@@ -79,24 +103,36 @@ struct FdivRow {
   FdivParams params;
 };
 
+BGKD_INLINE constexpr bool is_alpha_beta(FDivergence kind) {
+  return kind >= FDivergence::kAlphaBeta;
+}
+
+BGKD_INLINE constexpr bool is_mixture(FDivergence kind) {
+  return kind < FDivergence::kTotalVariation;
+}
+
 BGKD_INLINE FdivRow fdiv_row(const TokenStats& global, const FdivParams& params) {
   return {global[kStudentMax], global[kStudentSum] * kLog2E, global[kTeacherMax],
           global[kTeacherSum] * kLog2E, params};
 }
 
-// q, d and g at a column. d and g of a mixture are in bits: `fdiv_unit` converts once per token.
-// Where q is 0, g may be anything. For alpha-beta `slope` is q g: there g grows without bounds
-// where q vanishes.
+// q, d and g at a column, d and g divided by fdiv_unit, which is applied once per token. Where q is
+// 0, g may be anything. For alpha-beta `slope` is q g: there g grows without bounds where q
+// vanishes.
 template <class F>
 struct FdivTerm {
   F q, value, slope;
 };
 
-BGKD_INLINE constexpr bool is_mixture(FDivergence kind) {
-  return kind != FDivergence::kTotalVariation && kind != FDivergence::kAlphaBeta;
+// Logarithms are in bits; what is divided by alpha is divided at the end.
+template <FDivergence kKind>
+BGKD_INLINE float fdiv_unit(const FdivParams& params) {
+  using Kind = FDivergence;
+  if constexpr (kKind == Kind::kTotalVariation) return 1.f;
+  if constexpr (is_mixture(kKind) || kKind == Kind::kBetaAlone || kKind == Kind::kLogRatio)
+    return kLn2;
+  return 1.f / params.alpha;
 }
-
-BGKD_INLINE constexpr float fdiv_unit(FDivergence kind) { return is_mixture(kind) ? kLn2 : 1.f; }
 
 // Stands for log2 0, so that 0 times it is 0.
 constexpr float kLog2OfNothing = -1e30f;
@@ -104,48 +140,55 @@ constexpr float kLog2OfNothing = -1e30f;
 // 2^x, of which nothing is infinite: infinities of opposite sign would become NaN.
 template <class F>
 BGKD_INLINE F bounded_exp2(F x, bool polynomial) {
-  using P = Pack<F>;
-  const F bound = P::broadcast(120.f);
-  return exp2_flushed(P::where_greater(x, bound, bound, x), polynomial);  // NaN stays
+  return exp2_flushed(Pack<F>::at_most(x, 120.f), polynomial);
 }
 
-// (x - y) / c, the limit where c is 0.
-template <class F>
-BGKD_INLINE F over(float c, F x, F y, F limit) {
-  return is_zero_exponent(c) ? limit : (x - y) * Pack<F>::broadcast(1.f / c);
-}
-
-template <class F>
+template <FDivergence kKind, class F>
 BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_log2,
                                         PolynomialShare& polynomial) {
   using P = Pack<F>;
-  const float alpha = params.alpha, beta = params.beta, sum = alpha + beta;
-  const F zero = P::broadcast(0.f), lowest = P::broadcast(kLog2OfNothing);
+  using Kind = FDivergence;
+  const float alpha = params.alpha, beta = params.beta;
   const F q_finite = P::at_least(q_log2, kLog2OfNothing);
   const F p_finite = P::at_least(p_log2, kLog2OfNothing);
-  const F log_ratio = P::broadcast(kLn2) * (q_finite - p_finite);
-  const F of_both = P::fma(P::broadcast(alpha), p_finite, P::broadcast(beta) * q_finite);
-  const F cross = bounded_exp2(of_both, polynomial.next());
-  const F q_power = bounded_exp2(P::broadcast(sum) * q_finite, polynomial.next());
-  const F p_power = bounded_exp2(P::broadcast(sum) * p_finite, polynomial.next());
-  const F ascent = over(sum, q_power, p_power, log_ratio);
+  const auto power = [&](float exponent, F log2) {
+    return bounded_exp2(P::broadcast(exponent) * log2, polynomial.next());
+  };
+  // 0 for a token absent from both, whose powers are equal up to their errors alone. The comparison
+  // is such that NaN stays.
+  const auto if_present = [&](F x) {
+    return P::where_greater(P::broadcast(kLog2OfNothing), q_finite + p_finite, P::broadcast(0.f),
+                            x);
+  };
   F value, slope;
-  if (!is_zero_exponent(alpha)) {
-    slope = P::broadcast(1.f / alpha) * (q_power - cross);
-    // p^a (q^b - p^b) / b
-    const F of_teacher = over(beta, cross, p_power, weighted(cross, log_ratio));
-    value = P::broadcast(1.f / alpha) * (ascent - of_teacher);
-  } else if (!is_zero_exponent(beta)) {
-    slope = weighted(q_power, log_ratio);
-    value = P::broadcast(1.f / beta) * (slope - ascent);
+  if constexpr (kKind == Kind::kAlphaBeta) {
+    const float sum = alpha + beta;
+    const F of_both = P::fma(P::broadcast(alpha), p_finite, P::broadcast(beta) * q_finite);
+    const F cross = bounded_exp2(of_both, polynomial.next());
+    const F q_power = power(sum, q_finite), p_power = power(sum, p_finite);
+    slope = if_present(q_power - cross);
+    value = if_present(P::fma(P::broadcast(1.f / sum), q_power - p_power,
+                              P::broadcast(-1.f / beta) * (cross - p_power)));
+  } else if constexpr (kKind == Kind::kOppositeExponents) {
+    const F log_ratio = p_finite - q_finite;
+    slope = if_present(P::broadcast(1.f) - power(alpha, log_ratio));
+    value = P::fma(P::broadcast(-kLn2), log_ratio, P::broadcast(-1.f / alpha) * slope);
+  } else if constexpr (kKind == Kind::kAlphaAlone) {
+    const F p_power = power(alpha, p_finite);
+    slope = if_present(power(alpha, q_finite) - p_power);
+    value = P::fma(P::broadcast(1.f / alpha), slope,
+                   p_power * (P::broadcast(kLn2) * (p_finite - q_finite)));
+  } else if constexpr (kKind == Kind::kBetaAlone) {
+    const F q_power = power(beta, q_finite), p_power = power(beta, p_finite);
+    slope = q_power * (q_finite - p_finite);
+    value = P::broadcast(1.f / beta) *
+            P::fma(P::broadcast(-kLog2E / beta), if_present(q_power - p_power), slope);
   } else {
-    slope = log_ratio;
-    value = P::broadcast(0.5f) * log_ratio * log_ratio;
+    static_assert(kKind == Kind::kLogRatio);
+    slope = q_finite - p_finite;
+    value = P::broadcast(0.5f * kLn2) * slope * slope;
   }
-  // Absent from both. The comparison is such that NaN stays.
-  const F both = q_finite + p_finite;
-  return {exp2_flushed(q_log2, polynomial.next()), P::where_greater(lowest, both, zero, value),
-          P::where_greater(lowest, both, zero, slope)};
+  return {exp2_flushed(q_log2, polynomial.next()), value, slope};
 }
 
 // Probabilities are mixed times 2^60, so that the smaller part of a mixture does not underflow
@@ -167,8 +210,8 @@ BGKD_INLINE FdivTerm<F> fdiv_term(const FdivRow& row, F z, F t, PolynomialShare&
     const F slope = P::where_greater(q, p, P::broadcast(0.5f),
                                      P::where_greater(p, q, P::broadcast(-0.5f), gap));
     return {q, slope * gap, slope};
-  } else if constexpr (kKind == FDivergence::kAlphaBeta) {
-    return alpha_beta_term(row.params, q_log2, p_log2, polynomial);
+  } else if constexpr (is_alpha_beta(kKind)) {
+    return alpha_beta_term<kKind>(row.params, q_log2, p_log2, polynomial);
   } else {
     const F scale = P::broadcast(kFdivScale), unscale = P::broadcast(0x1p-60f);
     const F q_scaled = exp2_flushed(q_log2 + scale, polynomial.next());
@@ -200,7 +243,7 @@ BGKD_INLINE void fdiv_add(F& value, F& slope, const FdivRow& row, F z, F t,
                           PolynomialShare& polynomial) {
   const FdivTerm<F> term = fdiv_term<kKind>(row, z, t, polynomial);
   value = value + term.value;
-  if constexpr (kKind == FDivergence::kAlphaBeta) {
+  if constexpr (is_alpha_beta(kKind)) {
     slope = slope + term.slope;
   } else {
     slope = slope + weighted(term.q, term.slope);
@@ -223,10 +266,10 @@ struct FdivGradient {
   RowGradient stats;
 };
 
-BGKD_INLINE FdivGradient fdiv_gradient_row(const RowGradient& stats, FDivergence kind,
-                                           const FdivParams& params, float slope_sum,
-                                           float upstream) {
-  const float unit = fdiv_unit(kind);
+template <FDivergence kKind>
+BGKD_INLINE FdivGradient fdiv_gradient_row(const RowGradient& stats, const FdivParams& params,
+                                           float slope_sum, float upstream) {
+  const float unit = fdiv_unit<kKind>(params);
   return {{stats.student_max, stats.student_log2_sum, stats.teacher_max, stats.teacher_log2_sum,
            params},
           unit * upstream,
@@ -240,7 +283,7 @@ BGKD_INLINE F fdiv_element_gradient(const FdivGradient& g, F z, F t, PolynomialS
   using P = Pack<F>;
   const FdivTerm<F> term = fdiv_term<kKind>(g.row, z, t, polynomial);
   const F coefficient = P::broadcast(g.coefficient);
-  if constexpr (kKind == FDivergence::kAlphaBeta) {
+  if constexpr (is_alpha_beta(kKind)) {
     const F own = term.slope - term.q * P::broadcast(g.slope_sum);
     return P::fma(coefficient, own,
                   kStats == GradientKind::kStudent

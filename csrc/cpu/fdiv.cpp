@@ -56,8 +56,9 @@ void sum_row(float (&sums)[kNumFdivSums], const FdivRow& row, const T* z, const 
     add(z_tail, t_tail);
   }
   close_block();
-  sums[kFdivValue] = fdiv_unit(kKind) * sum_of_lanes(value);
-  sums[kFdivSlope] = fdiv_unit(kKind) * sum_of_lanes(slope);
+  const float unit = fdiv_unit<kKind>(row.params);
+  sums[kFdivValue] = unit * sum_of_lanes(value);
+  sums[kFdivSlope] = unit * sum_of_lanes(slope);
 }
 
 template <class T, FDivergence kKind>
@@ -82,7 +83,7 @@ void gradient_of_tokens(const FdivGradientArgs& args, int64_t begin, int64_t end
         const float upstream = stats.labels.skipped(i) ? 0.f : args.upstream[i];
         if (r.kind == GradientKind::kZero && upstream == 0.f) return false;
         const float slope_sum = args.sums[kFdivSlope * stats.num_tokens + i];
-        const FdivGradient g = fdiv_gradient_row(r, kKind, args.params, slope_sum, upstream);
+        const FdivGradient g = fdiv_gradient_row<kKind>(r, args.params, slope_sum, upstream);
         with_gradient_kind(fdiv_kind(r.kind), [&]<GradientKind kStats>(GradientKindTag<kStats>) {
           if constexpr (fdiv_kind(kStats) == kStats) {
             row.template write<true>([&](auto z, auto t) {
@@ -101,14 +102,16 @@ namespace CPU_CAPABILITY {
 
 void compute_fdiv(const FdivArgs& args, int64_t begin, int64_t end) {
   with_dtype_and_divergence<c10::BFloat16, c10::Half>(
-      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+      args.logits.dtype, args.kind, args.params,
+      [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
         sums_of_tokens<T, kKind>(args, begin, end);
       });
 }
 
 void compute_fdiv_gradient(const FdivGradientArgs& args, int64_t begin, int64_t end) {
   with_dtype_and_divergence<c10::BFloat16, c10::Half>(
-      args.stats.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+      args.stats.logits.dtype, args.kind, args.params,
+      [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
         gradient_of_tokens<T, kKind>(args, begin, end);
       });
 }

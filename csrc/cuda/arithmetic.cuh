@@ -67,11 +67,20 @@ BGKD_INLINE constexpr int fused_gradient_share(GradientKind kind) {
 
 // The same of a divergence's second sweep, which takes logarithms and quotients from the
 // special-function unit, too: two results of it a pair for total variation, three for
-// Jensen-Shannon, four for the skewed divergences.
+// Jensen-Shannon, four for the skewed divergences, three for alpha-beta and less for its limits.
 BGKD_INLINE constexpr int fdiv_share(FDivergence kind) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  if (kind == FDivergence::kTotalVariation) return 0;
-  return kind == FDivergence::kJensenShannon ? 3 : 11;
+  switch (kind) {
+    case FDivergence::kJensenShannon:
+      return 3;
+    case FDivergence::kSkewForward:
+    case FDivergence::kSkewReverse:
+      return 11;
+    case FDivergence::kAlphaBeta:
+      return 6;
+    default:
+      return 0;
+  }
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   return kind == FDivergence::kSkewForward || kind == FDivergence::kSkewReverse ? 4 : 0;
 #else

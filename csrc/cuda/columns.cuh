@@ -67,6 +67,10 @@ struct Word {
     memcpy(&bits, &word, sizeof bits);
     return bits;
   }
+  // Of -inf: a column that is absent.
+  static constexpr uint32_t kAbsentBits = std::is_same_v<T, float>    ? 0xff800000u
+                                          : std::is_same_v<T, __half> ? 0xfc00u
+                                                                      : 0xff80u;
   // Of both numbers of the words at once; the number where the other one is NaN.
   static __device__ __forceinline__ uint32_t maximum(uint32_t a, uint32_t b) {
     if constexpr (std::is_same_v<T, float>) {
@@ -132,8 +136,7 @@ struct PackedBlock {
 #pragma unroll
           for (int k = 0; k < Word<T>::kSize; ++k) {
             const T* at = first + w * Word<T>::kSize + k;
-            bits |= (at < end ? bits_of(*at) : bits_of(from_float<T>(kAbsent)))
-                    << (8 * sizeof(T) * k % 32);
+            bits |= (at < end ? bits_of(*at) : Word<T>::kAbsentBits) << (8 * sizeof(T) * k % 32);
           }
           word[4 * i + w] = bits;
         }

@@ -30,7 +30,8 @@ cudaError_t launch_vocab_fdiv(const FdivArgs& args, const CudaPlan& plan, float*
   if (args.num_tokens == 0) return cudaSuccess;
   float* partial = plan.parts == 1 ? args.sums : workspace;
   with_dtype_and_divergence<__nv_bfloat16, __half>(
-      args.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+      args.logits.dtype, args.kind, args.params,
+      [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
         fdiv_kernel<T, kKind><<<grid_of(args.num_tokens, plan), plan.threads, 0, stream>>>(
             args, partial, plan.columns_per_part);
       });
@@ -49,7 +50,8 @@ cudaError_t launch_vocab_fdiv_gradient(const FdivGradientArgs& args, const CudaP
   if (stats.num_tokens == 0 || stats.grad_columns == 0) return cudaSuccess;
   const dim3 grid = grid_of(stats.num_tokens, plan);
   with_dtype_and_divergence<__nv_bfloat16, __half>(
-      stats.logits.dtype, args.kind, [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
+      stats.logits.dtype, args.kind, args.params,
+      [&]<class T, FDivergence kKind>(T, FdivKind<kKind>) {
         fdiv_gradient_kernel<T, kKind, false>
             <<<grid, plan.threads, 0, stream>>>(args, plan.columns_per_part);
         if ((stats.params.features & kGeneralGradient) == 0) return;

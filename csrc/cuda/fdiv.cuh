@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kCudaThreads)
   }
   __syncthreads();  // the sums of all warps are there
   if (threadIdx.x < kNumFdivSums) {
-    const float sum = fdiv_unit(kKind) * sum_over_warps(warp_sums[threadIdx.x]);
+    const float sum = fdiv_unit<kKind>(args.params) * sum_over_warps(warp_sums[threadIdx.x]);
     sums[(blockIdx.y * kNumFdivSums + threadIdx.x) * args.num_tokens + token] = sum;
   }
 }
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kCudaThreads)
   const ExtraTerm argmax{column_of_token(part, shared.argmax, stats.logits.vocab_start),
                          row.at_argmax};
   const float slope_sum = args.sums[kFdivSlope * stats.num_tokens + token];
-  const FdivGradient g = fdiv_gradient_row(row, kKind, args.params, slope_sum, upstream);
+  const FdivGradient g = fdiv_gradient_row<kKind>(row, args.params, slope_sum, upstream);
   const auto write = [&]<GradientKind kStats>(GradientKindTag<kStats>) {
     write_gradient<T, true>(part, {label, argmax, shared.extra}, fdiv_gradient_share(),
                             [&](auto z, auto t, PolynomialShare& polynomial) {

@@ -57,28 +57,28 @@ constexpr uint32_t kStatBits = [] {
 // For one thread: the cluster's partial statistics in the order of its blocks, merged and
 // evaluated. Every block does the same and gets the same bits.
 __device__ __forceinline__ void evaluate_row(FusedShared& shared, const FusedArgs& args,
-                                             int64_t token) {
+                                             const StatsParams& params, int64_t token) {
   TokenStats sum = of_block(shared.partial, 0);
   for (unsigned rank = 1; rank < cluster_size(); ++rank) {
-    sum = merge(sum, of_block(shared.partial, rank), args.params);
+    sum = merge(sum, of_block(shared.partial, rank), params);
   }
-  const TokenStats global = finalize(sum, args.params);
+  const TokenStats global = finalize(sum, params);
   TokenStats upstream;
   const TokenLoss loss = evaluate(args.objective, global, upstream);
-  shared.row = row_gradient(global, upstream, args.params);
+  shared.row = row_gradient(global, upstream, params);
   shared.label = args.labels.ids == nullptr ? -1 : args.labels.ids[token];
   shared.argmax = static_cast<int64_t>(global[kTeacherArgmax]);
   if (cluster_rank() != 0) return;
-  store_stats(global, args.global, args.num_tokens, token, args.params.features);
+  store_stats(global, args.global, args.num_tokens, token, params.features);
   store_loss(loss, args.losses, args.num_tokens, token);
 }
 
 template <class T>
 __device__ __forceinline__ void skip_row(const FusedArgs& args, const GradientPart<T>& part,
-                                         int64_t token) {
+                                         uint32_t features, int64_t token) {
   write_zeros(part, 0);
   if (blockIdx.y != 0 || threadIdx.x != 0) return;
-  store_stats(TokenStats{}, args.global, args.num_tokens, token, args.params.features);
+  store_stats(TokenStats{}, args.global, args.num_tokens, token, features);
   store_loss(TokenLoss{}, args.losses, args.num_tokens, token);
 }
 
@@ -90,10 +90,15 @@ __global__ void __launch_bounds__(kCudaThreads, 2)
   extern __shared__ uint4 vectors[];
   __shared__ FusedShared shared;
   const int64_t token = blockIdx.x;
+  // The instance has no other features: the compiler leaves out what is only for them.
+  StatsParams params = args.params;
+  params.features &= kFeatures;
   const GradientPart<T> part = gradient_part<T>(args.logits, args.grad, args.grad_stride,
                                                 args.grad_columns, token, columns_per_part);
   // The same for all threads of the cluster.
-  if (args.labels.skipped(token)) return skip_row(args, part, token);
+  if (args.labels.skipped(token)) {
+    return skip_row(args, part, params.features, token);
+  }
 
   // ---- statistics of this part; every thread keeps what it reads
   const int blocks = num_blocks(part.row);
@@ -104,15 +109,15 @@ __global__ void __launch_bounds__(kCudaThreads, 2)
       part.row, is_aligned(part.row), [&](const auto& z, const auto& t, int block, auto is_whole) {
         z_cache.keep(z, block * kVectorsPerBlock);
         t_cache.keep(t, block * kVectorsPerBlock);
-        fold_block<decltype(is_whole)::value>(lane, z, t, block, args.params);
+        fold_block<decltype(is_whole)::value>(lane, z, t, block, params);
       });
-  reduce_lanes(lane, shared.buffer, part.row, args.params, [&](auto& checked) {
+  reduce_lanes(lane, shared.buffer, part.row, params, [&](auto& checked) {
     for (int block = 0; block < blocks; ++block) {
       PackedBlock<T, Lane<true>, kVectorsPerBlock> z, t;
       z_cache.recall(z, block * kVectorsPerBlock);
       t_cache.recall(t, block * kVectorsPerBlock);
-      update(checked, z, t, static_cast<float>(block), args.params.inv_temperature,
-             args.params.power_exponent);
+      update(checked, z, t, static_cast<float>(block), params.inv_temperature,
+             params.power_exponent);
     }
   });
   const int stat = threadIdx.x;
@@ -129,7 +134,7 @@ __global__ void __launch_bounds__(kCudaThreads, 2)
 
   // ---- the objective
   cluster_sync();  // all partial statistics of the cluster are there, and all rows have been read
-  if (threadIdx.x == 0) evaluate_row(shared, args, token);
+  if (threadIdx.x == 0) evaluate_row(shared, args, params, token);
   // Barrier: the coefficients are there; and no block leaves while another one reads its
   // statistics.
   cluster_sync();

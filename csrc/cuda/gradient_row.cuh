@@ -104,15 +104,14 @@ __device__ __forceinline__ void write_zeros(const GradientPart<T>& part, int beg
   constexpr int kSize = kVectorSize<T>;
   int column = begin;
   if (is_16_byte_aligned(part.dz + begin)) {
-    constexpr float kZeros[kSize] = {};
     const int vectors = (part.grad_columns - begin) / kSize;
     for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
-      store_vector(part.dz + begin + i * kSize, kZeros);
+      __stcs(reinterpret_cast<uint4*>(part.dz + begin + i * kSize), uint4{});
     }
     column += vectors * kSize;
   }
   for (column += threadIdx.x; column < part.grad_columns; column += blockDim.x) {
-    part.dz[column] = from_float<T>(0.f);
+    part.dz[column] = T{};
   }
 }
 

@@ -58,10 +58,15 @@ struct Pack<Lane<kChecked_>> {
   static __device__ __forceinline__ F maximum(F x, F running) {
     return {fmaxf(x.value, running.value)};
   }
-  // NaN stays; fmaxf would drop it.
+  // NaN stays, in both; fmaxf and fminf would drop it.
   static __device__ __forceinline__ F at_least(F x, float bound) {
     float y;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x.value), "f"(bound));
+    return {y};
+  }
+  static __device__ __forceinline__ F at_most(F x, float bound) {
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x.value), "f"(bound));
     return {y};
   }
   static __device__ __forceinline__ F fma(F a, F b, F c) {

@@ -26,13 +26,15 @@ template <class T, uint32_t kFeatures>
 __global__ void __launch_bounds__(kCudaThreads, statistics_blocks_per_sm(kFeatures))
     vocab_stats_kernel(const StatsArgs args, float* partial, int64_t columns_per_part) {
   constexpr bool kHasTeacher = (kFeatures & kTeacher) != 0;
+  // The instance has no others: the compiler leaves out what is only for them.
+  const uint32_t features = args.params.features & kFeatures;
   const int64_t token = blockIdx.x;
   const RowPart<T> part = row_part<T>(args.logits, token, columns_per_part);
-  partial += blockIdx.y * num_rows(args.params.features) * args.num_tokens;
+  partial += blockIdx.y * num_rows(features) * args.num_tokens;
 
   // The same for all threads of the block, so none waits at a barrier below for one that has left.
   if (part.num_columns == 0 || args.labels.skipped(token)) {
-    return store_by_thread(partial, args.num_tokens, token, args.params.features, neutral_value);
+    return store_by_thread(partial, args.num_tokens, token, features, neutral_value);
   }
 
   const auto fold_into = [&](auto& lanes) {
@@ -47,7 +49,7 @@ __global__ void __launch_bounds__(kCudaThreads, statistics_blocks_per_sm(kFeatur
   reduce_lanes(lane, buffer, part, args.params, [&](auto& checked) {  // reads the row once more
     sweep_ragged<T, Lane<true>, kHasTeacher>(part, 0, num_blocks(part), fold_into(checked));
   });
-  store_by_thread(partial, args.num_tokens, token, args.params.features, [&](int stat) {
+  store_by_thread(partial, args.num_tokens, token, features, [&](int stat) {
     return partial_statistic(stat, buffer, part, args.logits, args.labels, token);
   });
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import ptx
-from ptx.syntax import Instruction, Kernel, Operand, Vector
+from ptx.syntax import Immediate, Instruction, Kernel, Operand, Vector
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,11 @@ def _changes(i: Instruction) -> Iterator[tuple[str, Instruction]]:
     if i.opcode in ("setp", "set") and i.modifiers[0] in FLIPPED:
         new = FLIPPED[i.modifiers[0]]
         yield f"{i.modifiers[0]} -> {new}", _with(i, modifiers=(new, *i.modifiers[1:]))
-    if i.opcode in SWAPPED and not i.has("cc"):
+    # x + 0 and x - 0 are the same number: the compiler leaves such additions where a sum begins
+    adds_nothing = i.opcode in ("add", "sub", "fma", "mad") and _is_zero(i.operands[-1])
+    if i.opcode in SWAPPED and not i.has("cc") and not adds_nothing:
         yield f"-> {SWAPPED[i.opcode]}", _with(i, opcode=SWAPPED[i.opcode])
-    if i.opcode in ("fma", "mad"):
+    if i.opcode in ("fma", "mad") and not adds_nothing:
         # without the addend; a product of integers has no rounding mode to drop
         yield "-> mul", _with(i, opcode="mul", operands=i.operands[:3])
     if i.opcode in COPIED and not _is_half(i):
@@ -116,6 +118,10 @@ def _changes(i: Instruction) -> Iterator[tuple[str, Instruction]]:
     if i.opcode == "cvt" and i.has("rn") and i.types[0] in ("bf16", "bf16x2", "f16", "f16x2"):
         rounded = tuple("rz" if m == "rn" else m for m in i.modifiers)
         yield "rn -> rz", _with(i, modifiers=rounded)
+
+
+def _is_zero(operand: Operand) -> bool:
+    return isinstance(operand, Immediate) and operand.bits == 0
 
 
 def _is_half(i: Instruction) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vocab_kernels.build import SWEEP_ARCHITECTURES
-from vocab_kernels.checks import assert_clean, assert_gradient, assert_within
+from vocab_kernels.checks import assert_clean, assert_gradient, assert_vectors, assert_within
 from vocab_kernels.contract import (
     FP16,
     FP32,
@@ -20,7 +20,7 @@ from vocab_kernels.contract import (
     stat_rows,
 )
 from vocab_kernels.headers import FUSED_INSTANCES, fused_kernel
-from vocab_kernels.launchers import Launchers
+from vocab_kernels.launchers import Launchers, Outcome
 from vocab_kernels.objectives import (
     ADAPTIVE,
     ARGMAX,
@@ -44,6 +44,7 @@ from vocab_kernels.rows import (
     student_overflow,
     teacher_holes,
     teacher_nan,
+    with_hole,
 )
 from vocab_kernels.shapes import elements, ends, shapes
 
@@ -79,10 +80,11 @@ def problem(dtype: LogitType, columns: int, objective: Objective) -> Problem:
 
 def check(
     launchers: Launchers, p: Problem, objective: Objective, layout: Layout,
-    instance: Feature | None = None, **options: Any,
-) -> None:  # fmt: skip
-    """instance: all its statistics are asked for, whether or not the objective needs them."""
-    features = instance or objective.features
+    instance: Feature | None = None, features: Feature | None = None, **options: Any,
+) -> Outcome:  # fmt: skip
+    """instance: all its statistics are asked for, or `features`, whether or not the objective needs
+    them."""
+    features = features or instance or objective.features
     outcome = launchers.fused_loss(p, objective, layout, features=features, **options)
     assert_clean(outcome)
     if instance:
@@ -93,6 +95,7 @@ def check(
     for k, name in enumerate(LOSSES):
         assert_within(exact.losses[k], outcome.losses[k], name, p.patterns)
     assert_gradient(exact.gradient, outcome, p.dtype, p.patterns)
+    return outcome
 
 
 @sweeps
@@ -134,6 +137,33 @@ def test_instance(launchers: Launchers, dtype: LogitType, instance: Feature, nam
     p = problem(dtype, shape.columns, objective)
     layout = replace(shape.layout, parts=4 if shape.layout.parts > 1 else 1)
     check(launchers, p, objective, layout, instance, padding=3)
+
+
+@instances
+@dtypes
+def test_fewest_features(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
+    """Every instance with as little as it is taken for."""
+    for feature in instance & ~Feature.TEACHER:
+        rest = instance & ~feature
+        taken = next(holding for holding in FUSED_INSTANCES if not rest & ~holding)
+        objective = next(o for o in OBJECTIVES.values() if not o.features & ~rest)
+        if taken == instance:
+            p = problem(dtype, 100, objective)
+            p = p if rest & Feature.LABEL else replace(p, labels=None)
+            check(launchers, p, objective, Layout(32, 2), instance, rest)
+
+
+@instances
+@dtypes
+def test_logits_are_read_once(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
+    """... and the copies in shared memory only for the gradient, of rows that nothing spoils."""
+    columns = 16 * 64 * dtype.vector
+    p, objective = Problem(dtype, columns, [even]), most_of(instance)
+    outcome = check(launchers, p, objective, Layout(32), instance, profile=True)
+    once = 2 * columns * dtype.size
+    assert_vectors(outcome, once)
+    recalled = outcome.launches[0].report.profile.traffic["load shared"].bytes
+    assert recalled < 1.5 * once
 
 
 def test_no_labels(launchers: Launchers) -> None:
@@ -185,7 +215,9 @@ def loops(instance: Feature) -> list[Objective]:
 def test_every_end(launchers: Launchers, dtype: LogitType, instance: Feature) -> None:
     for shape in ends(dtype):
         for objective in loops(instance)[1:]:
-            p = Problem(dtype, shape.columns, [even], [1.0])
+            p = Problem(
+                dtype, shape.columns, [even, with_hole(even, 0)][: shape.columns], [1.0] * 2
+            )
             check(launchers, p, objective, shape.layout, instance, in_place=False)
 
 
@@ -195,7 +227,8 @@ def test_every_element(launchers: Launchers, dtype: LogitType, instance: Feature
     """Has a label, and the teacher's maximum, which stand apart."""
     columns = elements(dtype)
     patterns = [maxima_at(c, d) for c, d in zip(columns, columns[::-1], strict=True)]
-    p = Problem(dtype, 64 * dtype.vector, patterns, columns)
+    patterns += [with_hole(pattern, -1) for pattern in patterns]
+    p = Problem(dtype, 64 * dtype.vector, patterns, columns * 2)
     for objective in loops(instance):
         for start in (0, 1):
             layout = Layout(slack=(start,) * 3, start=(start,) * 3)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from vocab_kernels.build import SWEEP_ARCHITECTURES
-from vocab_kernels.checks import assert_clean, assert_gradient
+from vocab_kernels.checks import assert_clean, assert_gradient, assert_vectors
 from vocab_kernels.contract import ALL_FEATURES, FP32, LOGIT_TYPES, Feature, LogitType, stat_rows
 from vocab_kernels.formulas import stacked
 from vocab_kernels.gradients import stats_gradient
@@ -57,6 +57,7 @@ CASES = [
     ("whole rounds", True, 0),
     ("one more", False, 0),
     ("rounds and a tail", False, 150),  # padding longer than a block's zeros
+    ("rounds and more than half a round", True, 4),
     ("misaligned", True, 1),
     ("misaligned", False, 40),
     ("teacher misaligned", True, 0),
@@ -122,6 +123,14 @@ def test_rows_without_weight_are_zero(launchers: Launchers, dtype: LogitType) ->
     outcome = launchers.vocab_gradient(p, stats, zeros, padding=5)
     assert_clean(outcome)
     assert not dtype.decode(outcome.result).any()
+
+
+@dtypes
+def test_aligned_rows_are_read_by_vectors(launchers: Launchers, dtype: LogitType) -> None:
+    for loop in LOOPS:
+        p = Problem(dtype, 16 * 64 * dtype.vector, [even])
+        outcome = check(launchers, p, Layout(32), [loop], profile=True)
+        assert_vectors(outcome, 2 * p.columns * dtype.size)
 
 
 def test_shards(launchers: Launchers) -> None:

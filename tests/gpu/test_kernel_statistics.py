@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from vocab_kernels.build import SWEEP_ARCHITECTURES
-from vocab_kernels.checks import assert_clean, assert_stats
+from vocab_kernels.checks import assert_clean, assert_stats, assert_vectors
 from vocab_kernels.contract import (
     ALL_FEATURES,
     BF16,
@@ -36,6 +36,7 @@ from vocab_kernels.rows import (
     student_overflow,
     teacher_nan,
     ties,
+    with_hole,
 )
 from vocab_kernels.shapes import TYPICAL, elements, ends, shapes
 
@@ -100,6 +101,7 @@ def test_logits_are_read_once(
     read = outcome.launches[0].report.profile.traffic["load global"].bytes
     once = columns * dtype.size * (2 if features & F.TEACHER else 1)
     assert once <= read < 1.5 * once
+    assert_vectors(outcome, once)
 
 
 @sweeps
@@ -195,7 +197,7 @@ def test_cheapest_instance_is_taken(launchers: Launchers) -> None:
 @dtypes
 def test_every_end(launchers: Launchers, dtype: LogitType, features: Feature) -> None:
     for shape in ends(dtype):
-        patterns = [even, ties, common_holes, maxima_at(0, 0)]
+        patterns = [even, ties, common_holes, maxima_at(0, 0), with_hole(even, 0)]
         p = Problem(dtype, shape.columns, patterns, [1.0, 1.0])
         check(launchers, p, shape.layout, features)
 
@@ -206,5 +208,7 @@ def test_every_element(launchers: Launchers, dtype: LogitType, features: Feature
     """The maxima of the models stand apart, so that neither is found in the other's place."""
     columns = elements(dtype)
     patterns = [maxima_at(c, d) for c, d in zip(columns, columns[::-1], strict=True)]
-    p = Problem(dtype, 64 * dtype.vector, patterns, columns)
-    check(launchers, p, Layout(), features)
+    patterns += [with_hole(pattern, -1) for pattern in patterns]
+    p = Problem(dtype, 64 * dtype.vector, patterns, columns * 2)
+    for layout in (Layout(), Layout(slack=(1, 1, 1), start=(1, 1, 1))):
+        check(launchers, p, layout, features)

@@ -19,6 +19,14 @@ def assert_clean(outcome: Outcome) -> None:
     assert np.all(outcome.written)
 
 
+def assert_vectors(outcome: Outcome, size: int) -> None:
+    """Nearly all of `size` bytes of aligned rows are read 16 bytes at a time."""
+    for launch in outcome.launches:
+        requests = launch.report.profile.traffic["load global"].requests
+        # besides: statistics, and the columns of labels and maxima
+        assert requests < 1.5 * size / (16 * 32) + 100, f"{requests} requests for {size} bytes"
+
+
 def assert_within(
     bounded: Bounded, got: np.ndarray, what: str, patterns: Sequence[Pattern]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import NamedTuple
 
 import numpy as np
 from bfloat16 import from_bfloat16, to_bfloat16
@@ -36,6 +37,28 @@ class Divergence(IntEnum):
 
 # (alpha, beta) where a test says nothing else: no limit, finite whatever a model excludes
 EXPONENTS = (0.7, 0.4)
+
+
+class Form(NamedTuple):
+    """What has kernels of its own: a divergence, alpha-beta also by what of its exponents is 0."""
+
+    name: str
+    kind: Divergence
+    exponents: tuple[float, float] = EXPONENTS
+
+    @property
+    def number(self) -> int:
+        """FDivergence, the kernels' template argument."""
+        return FORMS.index(self)
+
+
+FORMS = (
+    *(Form(kind.name, kind) for kind in Divergence),
+    Form("OPPOSITE_EXPONENTS", Divergence.ALPHA_BETA, (0.3, -0.3)),
+    Form("ALPHA_ALONE", Divergence.ALPHA_BETA, (0.6, 0.0)),
+    Form("BETA_ALONE", Divergence.ALPHA_BETA, (0.0, 0.6)),
+    Form("LOG_RATIO", Divergence.ALPHA_BETA, (0.0, 0.0)),
+)
 
 
 class SoftTerm(IntEnum):

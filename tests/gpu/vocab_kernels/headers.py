@@ -7,7 +7,7 @@ import re
 from types import SimpleNamespace
 
 from .build import SOURCES
-from .contract import LOGIT_TYPES, Divergence, Feature, LogitType
+from .contract import FORMS, LOGIT_TYPES, Feature, Form, LogitType
 
 CONTRACT = ("core/merge.h", "core/objective.h", "core/fdiv.h", "vocab_stats.h",
             "vocab_fdiv.h", "fused_loss.h", "launch_plan.h")  # fmt: skip
@@ -75,8 +75,8 @@ def fused_kernel(dtype: LogitType, features: Feature) -> str:
     return f"fused_kernelI{dtype.mangled}Lj{int(features)}E"
 
 
-def fdiv_kernels(dtype: LogitType, kind: Divergence) -> list[str]:
-    arguments = f"I{dtype.mangled}LNS_11FDivergenceE{int(kind)}E"
+def fdiv_kernels(dtype: LogitType, form: Form) -> list[str]:
+    arguments = f"I{dtype.mangled}LNS_11FDivergenceE{form.number}E"
     gradients = [f"fdiv_gradient_kernel{arguments}Lb{general}E" for general in (0, 1)]
     return [f"11fdiv_kernel{arguments}", *gradients]
 
@@ -89,6 +89,6 @@ def every_kernel() -> list[str]:
         names.append(f"scale_rows_kernelI{dtype.mangled}E")
         names += (stats_kernel(dtype, features) for features in STATS_INSTANCES)
         names += (fused_kernel(dtype, features) for features in FUSED_INSTANCES)
-        for kind in Divergence:
-            names += fdiv_kernels(dtype, kind)
+        for form in FORMS:
+            names += fdiv_kernels(dtype, form)
     return names

@@ -15,10 +15,18 @@ import test_kernel_merge as merge
 import test_kernel_scale_rows as scale_rows
 import test_kernel_statistics as statistics
 
-from .contract import ALL_FEATURES, FP32, LOGIT_TYPES, Divergence, Feature, LogitType
+from .contract import (
+    ALL_FEATURES,
+    FORMS,
+    FP32,
+    LOGIT_TYPES,
+    Divergence,
+    Feature,
+    Form,
+    LogitType,
+)
 from .launchers import Launchers
 from .objectives import OBJECTIVES
-from .problem import Layout, Problem
 
 # which statistics there are
 LESS = (
@@ -27,9 +35,9 @@ LESS = (
 )  # fmt: skip
 Check = Callable[[Launchers], Any]
 # ... and what runs paths of its own
-SHAPES = ("whole rounds", "misaligned whole rounds", "misaligned", "three warps, three parts",
-          "rounds and a tail", "one more", "teacher misaligned", "student misaligned",
-          "part of a vector")  # fmt: skip
+SHAPES = ("whole rounds", "rounds and more than half a round", "misaligned whole rounds",
+          "misaligned", "three warps, three parts", "rounds and a tail", "one more",
+          "teacher misaligned", "student misaligned", "part of a vector")  # fmt: skip
 
 
 def checks_of(kernel: str) -> list[Check]:
@@ -75,11 +83,13 @@ def _tests(kernel: str) -> list[tuple[Any, ...]]:
                 (gradient.test_every_element, dtype),
                 *((gradient.test_features, dtype, features) for features in LESS),
                 (gradient.test_rows_without_weight_are_zero, dtype),
+                (gradient.test_aligned_rows_are_read_by_vectors, dtype),
+                (gradient.test_nan_shows,),
                 (gradient.test_shards,),
                 (gradient.test_every_end, dtype),
             ]
         case "fdiv_kernel" | "fdiv_gradient_kernel":
-            return _fdiv(dtype, Divergence(_argument(kernel, r"FDivergenceE(\d)E")))
+            return _fdiv(dtype, FORMS[_argument(kernel, r"FDivergenceE(\d)E")])
         case "fused_kernel":
             return _fused(dtype, Feature(_argument(kernel, r"Lj(\d+)E")))
         case "merge_kernel" if "ILb0E" in kernel:
@@ -100,7 +110,7 @@ def _tests(kernel: str) -> list[tuple[Any, ...]]:
         case "add_parts_kernel":
             case = ("three warps, three parts", False, 3)
             return [
-                (fdiv.test_values, FP32, Divergence.SKEW_REVERSE, *case),
+                (fdiv.test_values, FP32, FORMS[Divergence.SKEW_REVERSE], *case),
                 (fdiv.test_many_parts,),
             ]
         case "scale_rows_kernel":
@@ -116,6 +126,7 @@ def _statistics(dtype: LogitType, features: Feature) -> list[tuple[Any, ...]]:
     return [
         *((statistics.test_values, dtype, features, name) for name in SHAPES),
         (statistics.test_every_element, dtype, features),
+        *((statistics.test_logits_are_read_once, dtype, features, tail) for tail in (0, 3)),
         (statistics.test_any_schedule, dtype, features),
         (statistics.test_nan_shows, features),
         (statistics.test_fewest_features, dtype, features),
@@ -123,26 +134,27 @@ def _statistics(dtype: LogitType, features: Feature) -> list[tuple[Any, ...]]:
     ]
 
 
-def _fdiv(dtype: LogitType, kind: Divergence) -> list[tuple[Any, ...]]:
+def _fdiv(dtype: LogitType, form: Form) -> list[tuple[Any, ...]]:
     return [
         *(
-            (fdiv.test_values, dtype, kind, *case)
+            (fdiv.test_values, dtype, form, *case)
             for case in _cases(fdiv.CASES, "three warps, three parts")
         ),
-        (fdiv.test_every_element, dtype, kind),
+        (fdiv.test_every_element, dtype, form),
+        (fdiv.test_shards, dtype, form.kind),
         (fdiv.test_a_row_is_written_once, dtype, False),
-        (fdiv.test_rows_without_weight_are_zero, dtype, kind),
-        *((_fdiv_features, dtype, kind, features) for features in LESS[1:]),
-        *((fdiv.test_mixtures_near_one_model, kind, skew) for skew in (0.001, 0.999)),
-        (fdiv.test_every_end, dtype, kind),
+        (fdiv.test_rows_without_weight_are_zero, dtype, form),
+        *((_fdiv_features, dtype, form, features) for features in LESS[1:]),
+        *((fdiv.test_mixtures_near_one_model, form.kind, skew) for skew in (0.001, 0.999)),
+        *((fdiv.test_exponents, dtype, exponents) for exponents in fdiv.OTHER_EXPONENTS),
+        (fdiv.test_nan_shows, form),
+        (fdiv.test_aligned_rows_are_read_by_vectors, dtype, form),
+        (fdiv.test_every_end, dtype, form),
     ]
 
 
-def _fdiv_features(
-    launchers: Launchers, dtype: LogitType, kind: Divergence, features: Feature
-) -> None:
-    p = Problem(dtype, 300, fdiv.PATTERNS, fdiv.LABELS)
-    fdiv.check(launchers, p, kind, Layout(32, 2), features=features)
+def _fdiv_features(launchers: Launchers, dtype: LogitType, form: Form, features: Feature) -> None:
+    fdiv.check_form(launchers, dtype, form, "misaligned", features=features)
 
 
 def _fused(dtype: LogitType, instance: Feature) -> list[tuple[Any, ...]]:
@@ -150,6 +162,8 @@ def _fused(dtype: LogitType, instance: Feature) -> list[tuple[Any, ...]]:
         (fused.test_instance, dtype, instance, "whole rounds"),
         (fused.test_instance, dtype, instance, "three warps, three parts"),
         (fused.test_any_schedule, dtype, instance),
+        (fused.test_fewest_features, dtype, instance),
+        (fused.test_logits_are_read_once, dtype, instance),
         *((fused.test_objectives, dtype, objective) for objective in OBJECTIVES.values()),
         *((fused.test_shapes, dtype, *case) for case in fused.CASES),
         (fused.test_every_element, dtype, instance),

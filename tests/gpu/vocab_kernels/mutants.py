@@ -104,15 +104,16 @@ def every_mutant(launchers: Launchers, part: str = "") -> list[Mutant]:
 
 def in_order(every: Sequence[Mutant], seed: int) -> list[Mutant]:
     """At random, and so that the first N are a fair share of every family of kernels, however few
-    they are: at least one of each."""
-    rng = np.random.default_rng(seed)
+    they are: at least one of each. A family's order depends on its own kernels alone."""
     families: dict[str, list[Mutant]] = {}
     for mutant in every:
         families.setdefault(family(mutant.kernel), []).append(mutant)
     ranked = [
         (rank / len(members), name, members[k])
         for name, members in sorted(families.items())
-        for rank, k in enumerate(rng.permutation(len(members)))
+        for rank, k in enumerate(
+            np.random.default_rng([seed, *name.encode()]).permutation(len(members))
+        )
     ]
     return [mutant for *_, mutant in sorted(ranked, key=lambda entry: entry[:2])]
 

@@ -174,6 +174,17 @@ def maxima_at(student: int, teacher: int) -> Pattern:
     return pattern
 
 
+def with_hole(pattern: Pattern, column: int) -> Pattern:
+    """-inf in both at this column, which spoils sums: the row is gone through once more."""
+
+    def holed(rng: Generator, size: int) -> Pair:
+        z, t = pattern(rng, size)
+        z[column % size] = t[column % size] = -INF
+        return z, t
+
+    return holed
+
+
 # ... whose statistics over the whole vocabulary are finite
 FINITE: tuple[Pattern, ...] = (ordinary, even, close, equal, large, offset, rising, ties, flat,
                                common_holes, holes_without_weight, first_half_absent,

@@ -34,6 +34,8 @@ def shapes(dtype: LogitType) -> dict[str, Shape]:
         "one more": Shape(2 * step + 1, Layout(slack=((vector - 1),) * 3)),
         # aligned rows with a gap between them; the tail ends within a vector
         "rounds and a tail": Shape(2 * step + 3, gaps),
+        # ... in the second vector of a thread
+        "rounds and more than half a round": Shape(2 * step + 32 * vector + 3, gaps),
         # every row begins elsewhere, and the two tensors never at the same place
         "misaligned": Shape(2 * step + 5, Layout(slack=(1, 3, 2), start=(1, 2, 3))),
         # only one tensor may be read by vectors

@@ -23,7 +23,8 @@ UPSTREAM: dict[str, dict[str, float]] = {
     "general": {"reverse_kl": 0.6, "forward_kl": 0.5, "student_entropy": -0.3, "student_sum": 0.1,
                 "student_at_label": -0.2, "student_at_teacher_argmax": 0.15},
     "softened": {"soft_forward_kl": 0.5, "soft_reverse_kl": 0.4, "reverse_kl": 0.3,
-                 "student_at_label": -0.2, "student_at_teacher_argmax": 0.15},
+                 "forward_kl": 0.2, "student_entropy": -0.1, "student_at_label": -0.2,
+                 "student_at_teacher_argmax": 0.15},
     "soft forward": {"soft_forward_kl": 0.5, "student_at_label": -0.5},
     "soft reverse": {"soft_reverse_kl": 0.5},
 }  # fmt: skip
