@@ -37,7 +37,8 @@ class Progress(BaseModel):
     """steps done"""
     consumed_samples: int
     world_size: int
-    tensor_parallel: int
+    layout: dict[str, Any]
+    """the sizes of TrainConfig.parallel"""
     trajectory: dict[str, Any]
     """TrainConfig.trajectory()"""
 

@@ -22,7 +22,7 @@ from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.objectives.config import ObjectiveConfig
 from bgkd_megatron.settings import Count, Section
 
-__all__ = ["TrainConfig"]
+__all__ = ["OptimizerConfig", "ParallelConfig", "TrainConfig"]
 
 
 class StudentConfig(Section):
@@ -30,6 +30,9 @@ class StudentConfig(Section):
 
     model_dir: Path | None = None
     architecture: ModelConfig | None = None
+    layers_per_stage: list[NonNegativeInt] | None = None
+    """Layers of each of the pipeline_parallel x virtual_pipeline stages; by default as even as can
+    be, the first stages taking what is left over."""
 
     @model_validator(mode="after")
     def _one_start(self) -> StudentConfig:
@@ -46,6 +49,14 @@ class TeacherConfig(Section):
     """The frozen teacher."""
 
     model_dir: Path
+    layers_per_stage: list[NonNegativeInt] | None = None
+    """As student.layers_per_stage."""
+    microbatches_ahead: Count | None = None
+    """With pipeline parallelism the teacher runs ahead of the student, forward only, and the last
+    stage holds its hidden states; a step is cut into groups of so many microbatches to bound them,
+    each of which fills and drains the pipeline.  Without it, all microbatches of a step."""
+    offload: bool = False
+    """The hidden states wait in the memory of the host."""
 
 
 class DataConfig(Section):
@@ -71,15 +82,44 @@ class DataConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Layout of the ranks; those that tensor parallelism leaves over are data-parallel."""
+    """Layout of the ranks; those that the other sizes leave over are data-parallel."""
 
     tensor_parallel: Count = 1
     sequence_parallel: bool = False
+    pipeline_parallel: Count = 1
+    virtual_pipeline: Count = 1
+    """Pieces of the model on each pipeline rank: the interleaved schedule."""
+    context_parallel: Count = 1
+    """Ranks that share a sequence; each holds a piece from its front and one from its end."""
+    expert_parallel: Count = 1
+    """Ranks of the data-parallel ones that share the experts of a mixture."""
+    distributed_optimizer: bool = False
+    """Optimizer states are cut over the data-parallel ranks."""
+    overlap: bool = False
+    """Gradients are reduced during backward and, with distributed_optimizer, parameters gathered
+    during forward."""
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that share one copy of the model."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    @property
+    def gathers_in_forward(self) -> bool:
+        """Whether parameters are gathered when forward needs them."""
+        return self.overlap and self.distributed_optimizer
+
+    @property
+    def stages(self) -> int:
+        """Pieces into which a model is cut by layers."""
+        return self.pipeline_parallel * self.virtual_pipeline
 
     @model_validator(mode="after")
-    def _needs_tensor_parallel(self) -> ParallelConfig:
+    def _is_possible(self) -> ParallelConfig:
         if self.sequence_parallel and self.tensor_parallel == 1:
             raise ValueError("sequence_parallel needs tensor_parallel > 1: set it to false")
+        if self.virtual_pipeline > 1 and self.pipeline_parallel == 1:
+            raise ValueError("virtual_pipeline > 1 needs pipeline_parallel > 1: set it to 1")
         return self
 
 

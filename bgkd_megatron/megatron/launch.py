@@ -65,7 +65,7 @@ def _launch(
         return 2
     silence_megatron()
     cpu_compat.install()
-    parallel.init_model_parallel(config.parallel.tensor_parallel, seed=config.training.seed)
+    parallel.init_model_parallel(config.parallel, seed=config.training.seed)
     exit_code = 0
     try:
         run(config)

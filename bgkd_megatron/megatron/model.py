@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -12,13 +14,25 @@ from bgkd_megatron.megatron import parallel
 from bgkd_megatron.megatron.layer_spec import block_spec
 from bgkd_megatron.megatron.model_config import ModelConfig
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "stage_layers"]
 
 
 def transformer_config(
-    config: ModelConfig, *, dtype: torch.dtype, sequence_parallel: bool, initialize: bool
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    sequence_parallel: bool,
+    layers_per_stage: Sequence[int] | None,
+    initialize: bool,
 ) -> TransformerConfig:
     """Megatron's configuration of `config` on the current process groups."""
+    pipeline_parallel = parallel_state.get_pipeline_model_parallel_world_size()
+    virtual_pipeline = parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1
+    stages = None
+    if pipeline_parallel > 1:
+        stages = stage_layers(
+            config.num_layers, pipeline_parallel * virtual_pipeline, layers_per_stage
+        )
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -37,10 +51,15 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         sequence_parallel=sequence_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        virtual_pipeline_model_parallel_size=virtual_pipeline if virtual_pipeline > 1 else None,
+        pipeline_model_parallel_layout=stages,
+        context_parallel_size=parallel_state.get_context_parallel_world_size(),
+        expert_model_parallel_size=parallel_state.get_expert_model_parallel_world_size(),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        # Fresh weights are drawn on the CPU for the whole model and then cut: the same model for
+        # Fresh weights are drawn on the CPU for all of a stage and then cut: the same model for
         # every tensor-parallel size that pads the vocabulary to the same length.
         use_cpu_initialization=True,
         perform_initialization=initialize,
@@ -50,14 +69,39 @@ def transformer_config(
     )
 
 
+def stage_layers(
+    num_layers: int, stages: int, layers_per_stage: Sequence[int] | None = None
+) -> list[list[str]]:
+    """What each stage of a pipeline holds, in the order of the layers, as Megatron names it.
+
+    layers_per_stage: by default as even as can be; the first stages take what is left over, since
+    the last one has the output layer and the loss.
+    Raises ValueError when they do not add up.
+    """
+    if layers_per_stage is None:
+        layers, left = divmod(num_layers, stages)
+        layers_per_stage = [layers + (stage < left) for stage in range(stages)]
+    if len(layers_per_stage) != stages or sum(layers_per_stage) != num_layers:
+        raise ValueError(
+            f"layers_per_stage must be {stages} numbers (pipeline_parallel x virtual_pipeline), in "
+            f"all {num_layers} layers, got {list(layers_per_stage)}"
+        )
+    held = [["decoder"] * layers for layers in layers_per_stage]
+    held[0].insert(0, "embedding")
+    held[-1].append("loss")
+    return held
+
+
 def build_model(
     config: ModelConfig,
     *,
     dtype: torch.dtype = torch.float32,
     sequence_parallel: bool = False,
+    layers_per_stage: Sequence[int] | None = None,
     seed: int | None = None,
-) -> GPTModel:
-    """A GPTModel on this rank's device, cut for the current process groups.
+) -> list[GPTModel]:
+    """This rank's pieces of a model, on its device, cut for the current process groups: one, or
+    with an interleaved pipeline several.
 
     dtype: of the parameters, float32 or bfloat16.  seed: of fresh weights; without it they are left
     unset, to be loaded.  The output stays vocab-parallel: [s, b, padded_vocab_size / tp].
@@ -66,19 +110,42 @@ def build_model(
         config,
         dtype=dtype,
         sequence_parallel=sequence_parallel,
+        layers_per_stage=layers_per_stage,
         initialize=seed is not None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        model = GPTModel(
-            megatron_config,
-            block_spec(megatron_config),
-            vocab_size=config.padded_vocab_size(megatron_config.tensor_model_parallel_size),
-            max_sequence_length=config.max_position_embeddings,
-            share_embeddings_and_output_weights=config.tie_embeddings,
-            position_embedding_type="rope",
-            rotary_base=config.rope_base,
+    virtual_pipeline = megatron_config.virtual_pipeline_model_parallel_size
+    pipeline_rank = parallel_state.get_pipeline_model_parallel_rank()
+    stages = []
+    for vp_stage in [None] if virtual_pipeline is None else range(virtual_pipeline):
+        stage = pipeline_rank + (vp_stage or 0) * megatron_config.pipeline_model_parallel_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((seed or 0) + stage)  # no two stages begin with the same layers
+            stages.append(_build_stage(config, megatron_config, vp_stage))
+    return stages
+
+
+def _build_stage(
+    config: ModelConfig, megatron_config: TransformerConfig, vp_stage: int | None
+) -> GPTModel:
+    first, last = (
+        is_stage(ignore_virtual=False, vp_stage=vp_stage)
+        for is_stage in (
+            parallel_state.is_pipeline_first_stage,
+            parallel_state.is_pipeline_last_stage,
         )
+    )
+    model = GPTModel(
+        megatron_config,
+        block_spec(megatron_config, vp_stage),
+        vocab_size=config.padded_vocab_size(megatron_config.tensor_model_parallel_size),
+        max_sequence_length=config.max_position_embeddings,
+        pre_process=first,
+        post_process=last,
+        share_embeddings_and_output_weights=config.tie_embeddings,
+        position_embedding_type="rope",
+        rotary_base=config.rope_base,
+        vp_stage=vp_stage,
+    )
     _zero_padding(model, config.vocab_size)
     return model.to(parallel.device())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from bgkd_megatron.megatron.config import OptimizerConfig
+from bgkd_megatron.megatron.config import OptimizerConfig, ParallelConfig
 
 __all__ = ["build_optimizer", "build_scheduler"]
 
 
-def build_optimizer(config: OptimizerConfig, model: Any, dtype: torch.dtype) -> MegatronOptimizer:
-    """AdamW on Megatron's DistributedDataParallel `model`, with fp32 master weights for bf16.
+def build_optimizer(
+    config: OptimizerConfig, parallel: ParallelConfig, model: Sequence[Any], dtype: torch.dtype
+) -> MegatronOptimizer:
+    """AdamW on the pieces of `model` (Megatron's DistributedDataParallel), with fp32 master weights
+    for bf16.
 
     Weight decay leaves out norms and biases (Megatron's default).
     """
@@ -31,8 +35,10 @@ def build_optimizer(config: OptimizerConfig, model: Any, dtype: torch.dtype) -> 
             clip_grad=config.clip_grad,
             bf16=dtype == torch.bfloat16,
             params_dtype=dtype,
+            use_distributed_optimizer=parallel.distributed_optimizer,
+            overlap_param_gather=parallel.gathers_in_forward,
         ),
-        [model],
+        list(model),
     )
 
 

@@ -24,7 +24,7 @@ from bgkd_megatron.megatron import build, evaluation, train_loop
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.dataset import SampleDataset
 from bgkd_megatron.megatron.errors import RunError
-from bgkd_megatron.megatron.loss import Microbatch
+from bgkd_megatron.schedule import Microbatch
 
 Check = Callable[[Path], None]
 
@@ -74,8 +74,7 @@ def sigterm_then_resume_is_bitwise(workspace: Path) -> None:
     settings = {"tensor_parallel": 2}
     whole = run_config(workspace, "run_tp2", parallel=settings)  # ran before
     config = run_config(workspace, "stopped", parallel=settings, checkpoint={"interval": 100})
-    batches_per_step = 4  # one data-parallel rank, micro_batch_size 1
-    with sigterm_at_batch(train_loop, 2 * batches_per_step + 1):
+    with sigterm_at_batch(train_loop, 2):
         train(config)
     assert last_checkpoint(config).name == "iter_0000003"
     assert [r["step"] for r in records(config)] == [0, 1, 2, 3]
@@ -87,8 +86,8 @@ def sigterm_in_an_evaluation(workspace: Path) -> None:
     """It ends between two global batches; the step before it is saved, and evaluated on restart."""
     settings: dict[str, Any] = {"parallel": {"tensor_parallel": 2}, "evaluation": {"interval": 3}}
     config = run_config(workspace, "stopped_there", **settings, checkpoint={"interval": 100})
-    batches = -(-len(valid_samples(config)) // 4) * 4
-    with sigterm_at_batch(evaluation, batches + 1):  # in the second evaluation
+    batches = -(-len(valid_samples(config)) // 4)
+    with sigterm_at_batch(evaluation, batches):  # in the second evaluation
         train(config)
     assert last_checkpoint(config).name == "iter_0000003"
     assert [(r["kind"], r["step"]) for r in records(config)][-1] == ("train", 3)
@@ -105,17 +104,16 @@ def valid_samples(config: TrainConfig) -> SampleDataset:
 
 @contextmanager
 def sigterm_at_batch(module: Any, number: int) -> Iterator[None]:
-    """Rank 1 gets the signal when `module` asks for its microbatch of this number."""
-    original = module.microbatches
+    """Rank 1 gets the signal when `module` asks for its global batch of this number."""
+    original = module.global_batch
     count = itertools.count()
 
-    def interrupted(*arguments: Any) -> Iterator[Microbatch]:
-        for batch in original(*arguments):
-            if next(count) == number and dist.get_rank() == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+    def interrupted(*arguments: Any) -> list[Microbatch]:
+        if next(count) == number and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
 
-    with mock.patch.object(module, "microbatches", interrupted):
+    with mock.patch.object(module, "global_batch", interrupted):
         yield
 
 

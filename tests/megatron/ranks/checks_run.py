@@ -66,7 +66,7 @@ def assert_same_run(actual: TrainConfig, expected: TrainConfig, start: Path) -> 
                 assert abs(a[key] - value) <= 1e-4 * max(abs(value), 1e-3), (key, a, b)
             else:
                 assert a[key] == value, (key, a, b)
-    with layout(dist.get_world_size()):
+    with layout():
         before = weights(start)
         moved, expected_moved = (weights(last_checkpoint(c)) for c in (actual, expected))
         for name, weight in expected_moved.items():

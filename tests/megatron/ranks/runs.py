@@ -19,7 +19,7 @@ from bgkd_megatron.megatron.weights import load_weights
 
 
 def train(config: TrainConfig) -> None:
-    with layout(config.parallel.tensor_parallel, config.training.seed):
+    with layout(seed=config.training.seed, **config.parallel.model_dump()):
         train_loop.train(config)
 
 
@@ -31,10 +31,10 @@ def records(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The student in `checkpoint`, on the current layout."""
+    """The student in `checkpoint`, on the current layout, which has no pipeline."""
     model = build_model(ModelConfig.read(checkpoint))
     load_weights(model, checkpoint)
-    return {name: p.detach() for name, p in model.named_parameters()}
+    return {name: p.detach() for name, p in model[0].named_parameters()}
 
 
 def last_checkpoint(config: TrainConfig) -> Path:

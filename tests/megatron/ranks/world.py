@@ -14,7 +14,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron.core.models.gpt import GPTModel
 
 from bgkd_megatron.megatron import parallel
-from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.config import ParallelConfig, TrainConfig
 from bgkd_megatron.megatron.dataset import LOSS_MASK_SUFFIX
 from bgkd_megatron.megatron.model import build_model
 from bgkd_megatron.megatron.model_config import ModelConfig
@@ -59,7 +59,7 @@ def create(workspace: Path) -> None:
                 ("teacher", teacher_config(vocab_size)),
             ):
                 model = build_model(config, seed=vocab_size)
-                spread(model)
+                spread(model[0])
                 save_model_dir(model, config, workspace / f"{role}_{vocab_size}")
     rng = np.random.default_rng(0)
     write_dataset(workspace / "plain", [rng.integers(0, VOCAB_PADDED, n) for n in (40, 9, 70, 25)])
@@ -91,9 +91,10 @@ def write_dataset(
 
 
 @contextmanager
-def layout(tensor_parallel: int = 1, seed: int = 0) -> Iterator[None]:
-    """Megatron's groups with this tensor-parallel size over all processes."""
-    parallel.init_model_parallel(tensor_parallel, seed=seed)
+def layout(tensor_parallel: int = 1, seed: int = 0, **sizes: Any) -> Iterator[None]:
+    """Megatron's groups of these sizes over all processes."""
+    sizes = {"tensor_parallel": tensor_parallel, **sizes}
+    parallel.init_model_parallel(ParallelConfig(**sizes), seed=seed)
     try:
         yield
     finally:
@@ -101,10 +102,11 @@ def layout(tensor_parallel: int = 1, seed: int = 0) -> Iterator[None]:
 
 
 def load(workspace: Path, role: str, vocab_size: int, **options: Any) -> GPTModel:
+    """The only piece of a model."""
     model_dir = workspace / f"{role}_{vocab_size}"
     model = build_model(ModelConfig.read(model_dir), **options)
     load_weights(model, model_dir)
-    return model
+    return model[0]
 
 
 def run_config(workspace: Path, name: str, **sections: dict[str, Any]) -> TrainConfig:
