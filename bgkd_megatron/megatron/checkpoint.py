@@ -25,6 +25,7 @@ from bgkd_megatron.megatron.checkpoint_dir import Progress
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError, writing
 from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.optimizer import load_optimizer, sharded_optimizer
 from bgkd_megatron.megatron.weights import (
     LAYOUT,
     load_pieces,
@@ -101,7 +102,7 @@ def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) ->
             "or remove it to start over"
         ) from error
     load_pieces(_pieces(state), loaded)
-    state.optimizer.load_state_dict(loaded["optimizer"])
+    load_optimizer(state.optimizer, loaded["optimizer"])
     state.scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         _restore_rng(loaded["rng"])
@@ -119,7 +120,7 @@ def _pieces(state: TrainState) -> list[GPTModel]:
 
 def _sharded_state(state: TrainState, is_loading: bool = False) -> dict[str, Any]:
     model = sharded_pieces(_pieces(state))
-    optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading)
+    optimizer = sharded_optimizer(state.optimizer, model, is_loading=is_loading)
     return {**model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
 
 

@@ -30,7 +30,7 @@ class StudentConfig(Section):
 
     model_dir: Path | None = None
     architecture: ModelConfig | None = None
-    layers_per_stage: list[NonNegativeInt] | None = None
+    layers_per_stage: list[Count] | None = None
     """Layers of each of the pipeline_parallel x virtual_pipeline stages; by default as even as can
     be, the first stages taking what is left over."""
 
@@ -49,7 +49,7 @@ class TeacherConfig(Section):
     """The frozen teacher."""
 
     model_dir: Path
-    layers_per_stage: list[NonNegativeInt] | None = None
+    layers_per_stage: list[Count] | None = None
     """As student.layers_per_stage."""
     microbatches_ahead: Count | None = None
     """With pipeline parallelism the teacher runs ahead of the student, forward only, and the last

@@ -148,7 +148,8 @@ class DistillationLoss:
         metrics = token_metrics(stats, losses, labels)
         context.sums = {name: value.sum() for name, value in metrics.items()}
         if "teacher_entropy" in metrics:
-            for bucket, members in bridges_and_gardens(stats).items():
+            cp_group = parallel_state.get_context_parallel_group()
+            for bucket, members in bridges_and_gardens(stats, group=cp_group).items():
                 for name in _IN_BUCKETS:
                     of_members = torch.where(members, metrics[name], 0.0)
                     context.sums[f"{bucket}/{name}"] = of_members.sum()

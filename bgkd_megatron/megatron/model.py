@@ -76,8 +76,13 @@ def stage_layers(
 
     layers_per_stage: by default as even as can be; the first stages take what is left over, since
     the last one has the output layer and the loss.
-    Raises ValueError when they do not add up.
+    Raises ValueError when they do not add up, or when a stage has no layer.
     """
+    if num_layers < stages:
+        raise ValueError(
+            f"{num_layers} layers cannot be cut into {stages} stages: lower pipeline_parallel or "
+            "virtual_pipeline"
+        )
     if layers_per_stage is None:
         layers, left = divmod(num_layers, stages)
         layers_per_stage = [layers + (stage < left) for stage in range(stages)]

@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from bgkd_megatron.megatron.config import OptimizerConfig, ParallelConfig
 
-__all__ = ["build_optimizer", "build_scheduler"]
+__all__ = ["build_optimizer", "build_scheduler", "load_optimizer", "sharded_optimizer"]
+
+# States of the distributed optimizer by parameter, not by rank: any other layout can load them.
+_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,
+}
 
 
 def build_optimizer(
@@ -60,3 +68,37 @@ def build_scheduler(
         wd_incr_steps=steps,
         wd_incr_style="constant",
     )
+
+
+def sharded_optimizer(
+    optimizer: MegatronOptimizer, model_state: ShardedStateDict, *, is_loading: bool
+) -> ShardedStateDict:
+    """What this rank holds of the optimizer of the model with `model_state`; is_loading: or what it
+    asks for."""
+    if is_loading:
+        for part in _parts(optimizer):
+            if isinstance(part, DistributedOptimizer) and not part.optimizer.state:
+                # Megatron asks for the shapes of states that the first update would make.
+                part._init_optimizer_states_with_dummy_values()
+    state: ShardedStateDict = optimizer.sharded_state_dict(
+        model_state, is_loading=is_loading, metadata=_METADATA
+    )
+    return state
+
+
+@torch.no_grad()
+def load_optimizer(optimizer: MegatronOptimizer, state: ShardedStateDict) -> None:
+    """Give `optimizer` what was loaded for its `sharded_optimizer`."""
+    optimizer.load_state_dict(state)
+    for part in _parts(optimizer):
+        # Megatron gives all parameters one and the same tensor, which torch's Adam, in the place of
+        # TE's or Apex's, then counts up once for each of them.
+        for of_parameter in part.optimizer.state.values():
+            if isinstance(step := of_parameter.get("step"), torch.Tensor):
+                of_parameter["step"] = step.clone()
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """Of a chain (dense parameters, experts), its links."""
+    parts: list[MegatronOptimizer] = getattr(optimizer, "chained_optimizers", [optimizer])
+    return parts

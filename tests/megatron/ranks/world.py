@@ -34,14 +34,14 @@ _SHAPE: dict[str, Any] = {
 
 def student_config(vocab_size: int) -> ModelConfig:
     return ModelConfig(
-        num_layers=2, hidden_size=48, ffn_hidden_size=96, vocab_size=vocab_size, **_SHAPE
+        num_layers=4, hidden_size=48, ffn_hidden_size=96, vocab_size=vocab_size, **_SHAPE
     )
 
 
 def teacher_config(vocab_size: int) -> ModelConfig:
     """Another depth and width, and tied embeddings."""
     return ModelConfig(
-        num_layers=3,
+        num_layers=5,
         hidden_size=96,
         ffn_hidden_size=192,
         vocab_size=vocab_size,
