@@ -54,6 +54,9 @@ def transformer_config(
         pipeline_model_parallel_size=pipeline_parallel,
         virtual_pipeline_model_parallel_size=virtual_pipeline if virtual_pipeline > 1 else None,
         pipeline_model_parallel_layout=stages,
+        # In one batch, what two ranks send each other as neighbours on both sides would be mixed up.
+        overlap_p2p_comm=virtual_pipeline > 1,
+        batch_p2p_comm=virtual_pipeline == 1,
         context_parallel_size=parallel_state.get_context_parallel_world_size(),
         expert_model_parallel_size=parallel_state.get_expert_model_parallel_world_size(),
         params_dtype=dtype,
