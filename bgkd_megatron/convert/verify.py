@@ -31,7 +31,7 @@ def megatron_logits(model_dir: Path, ids: Tensor) -> Tensor:
         positions = torch.arange(length, device=device()).expand_as(ids)
         future = torch.ones(1, 1, length, length, dtype=torch.bool, device=device()).triu(1)
         logits = model[0].eval()(ids.to(device()), positions, future)
-        return logits[..., : config.vocab_size].cpu()
+        return config.final_logits(logits)[..., : config.vocab_size].cpu()
 
 
 @torch.no_grad()

@@ -42,8 +42,9 @@ def build_teacher(config: TrainConfig) -> FrozenTeacher | None:
     if config.teacher is None:
         return None
     model_dir = config.teacher.model_dir
+    model_config = ModelConfig.read(model_dir)
     model = build_model(
-        ModelConfig.read(model_dir),
+        model_config,
         dtype=dtype(config),
         sequence_parallel=config.parallel.sequence_parallel,
         layers_per_stage=config.teacher.layers_per_stage,
@@ -51,6 +52,7 @@ def build_teacher(config: TrainConfig) -> FrozenTeacher | None:
     load_weights(model, model_dir)
     return FrozenTeacher(
         model,
+        final_logits=model_config.final_logits,
         microbatches_ahead=config.teacher.microbatches_ahead,
         offload=config.teacher.offload,
     )

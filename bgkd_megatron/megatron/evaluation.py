@@ -17,6 +17,7 @@ from bgkd_megatron.megatron.console import valid_line
 from bgkd_megatron.megatron.dataset import SampleDataset, global_batch
 from bgkd_megatron.megatron.errors import RunError, writing
 from bgkd_megatron.megatron.loss import DistillationLoss, mean_metrics
+from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.megatron.stop_signal import StopSignal
 from bgkd_megatron.objectives.hybrid import HybridObjective
 from bgkd_megatron.objectives.metrics import TEACHER_METRICS
@@ -28,7 +29,7 @@ __all__ = ["evaluate", "evaluate_run", "evaluation_loss"]
 
 
 def evaluation_loss(
-    config: TrainConfig, vocab_size: int, teacher: Teacher | None
+    config: TrainConfig, model_config: ModelConfig, teacher: Teacher | None
 ) -> DistillationLoss:
     """The objective of `config`, with all metrics of the teacher even where the loss needs none, on
     the data's labels where training draws its own: the likelihood is that of the data."""
@@ -36,8 +37,8 @@ def evaluation_loss(
     settings = config.objective
     if settings.draws_labels:
         settings = settings.model_copy(update={"hard_label": "data"})
-    objective = HybridObjective(settings, vocab_size, extra_features=extra)
-    return DistillationLoss(objective, teacher)
+    objective = HybridObjective(settings, model_config.vocab_size, extra_features=extra)
+    return DistillationLoss(objective, teacher, final_logits=model_config.final_logits)
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def evaluate_run(config: TrainConfig, output: Path | None) -> None:
     teacher = build.build_teacher(config)
     results = evaluate(
         build.build_student(config, model_config),
-        evaluation_loss(config, model_config.vocab_size, teacher),
+        evaluation_loss(config, model_config, teacher),
         build.valid_sets(config, build.dataset_factory(config, model_config.vocab_size)),
         config,
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_mtp_block_spec,
+)
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -14,7 +17,7 @@ from megatron.core.transformer.transformer_block import (
 
 from bgkd_megatron.megatron.context_attention import GatheredAttention
 
-__all__ = ["RMSNorm", "block_spec"]
+__all__ = ["RMSNorm", "block_spec", "mtp_spec"]
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -50,3 +53,14 @@ def block_spec(
         attention.core_attention = GatheredAttention
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)
+
+
+def mtp_spec(
+    config: TransformerConfig, block: TransformerBlockSubmodules, vp_stage: int | None = None
+) -> Any:
+    """Modules of the heads that predict further ahead; None on stages without them."""
+    spec = get_gpt_mtp_block_spec(config, block, use_transformer_engine=False, vp_stage=vp_stage)
+    for head in [] if spec is None else spec.layer_specs:
+        modules = head.submodules
+        modules.enorm = modules.hnorm = modules.layer_norm = RMSNorm
+    return spec

@@ -20,6 +20,7 @@ from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from bgkd_megatron.final_logits import NO_CHANGE, FinalLogits
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives.hybrid import HybridObjective
 from bgkd_megatron.objectives.metrics import bridges_and_gardens, token_metrics
@@ -58,6 +59,8 @@ class DistillationLoss:
     teacher: may be None when the objective needs none.  Needs Megatron's process groups.
     gradient_in_forward: as in `hybrid_loss`.
     seed: of hard labels that are drawn.
+    final_logits: the student's.  A soft-cap's derivative needs its result, over which no gradient
+        may then be written: it costs memory of the size of the logits.
     The ranks compare what they pass to the loss at the first microbatch, and never again.
     """
 
@@ -68,11 +71,13 @@ class DistillationLoss:
         *,
         gradient_in_forward: bool = False,
         seed: int = 0,
+        final_logits: FinalLogits = NO_CHANGE,
     ) -> None:
         self.objective = objective
         self.teacher = teacher
         self.gradient_in_forward = gradient_in_forward
         self._seed = seed
+        self._final_logits = final_logits
         self._check_ranks = True
         group = parallel_state.get_tensor_model_parallel_group()
         self._tp_group = group if group.size() > 1 else None
@@ -104,6 +109,9 @@ class DistillationLoss:
                 batch.position_ids,
                 attention_mask=None,  # causal
                 labels=batch.labels,
+                loss_mask=(
+                    batch.labels != IGNORE_INDEX
+                ).float(),  # for heads that look further ahead
                 output_processor=self._process_output,
                 output_processor_context=context,
             )
@@ -124,7 +132,8 @@ class DistillationLoss:
     ) -> Tensor:
         """Hidden states to per-token losses, [b, s]."""
         logits, _bias = output_layer(hidden_states, weight=output_weight)
-        logits = scale_logits(logits)  # [s, b, V_local]
+        logits = self._final_logits(scale_logits(logits))  # [s, b, V_local]
+        may_overwrite = logits.requires_grad and self._final_logits.softcap is None
         seq_length, batch_size, columns = logits.shape
         teacher_logits = None
         if context.teacher is not None:
@@ -138,8 +147,8 @@ class DistillationLoss:
             self.objective,
             shard=VocabShard.even(self.objective.vocab_size, columns, self._tp_group),
             progress=context.progress,
-            inplace_backward=logits.requires_grad,
-            gradient_in_forward=self.gradient_in_forward and logits.requires_grad,
+            inplace_backward=may_overwrite,
+            gradient_in_forward=self.gradient_in_forward and may_overwrite,
             seed=context.seed if self.objective.config.draws_labels else None,
             sequences=self._sequences(seq_length, batch_size, context),
             check_ranks=self._check_ranks,

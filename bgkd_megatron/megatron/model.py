@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -11,10 +12,11 @@ from megatron.core.transformer import TransformerConfig
 from torch.nn.functional import silu
 
 from bgkd_megatron.megatron import parallel
-from bgkd_megatron.megatron.layer_spec import block_spec
+from bgkd_megatron.megatron.layer_spec import block_spec, mtp_spec
 from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.stages import stage_layers
 
-__all__ = ["build_model", "stage_layers"]
+__all__ = ["build_model"]
 
 
 def transformer_config(
@@ -31,8 +33,21 @@ def transformer_config(
     stages = None
     if pipeline_parallel > 1:
         stages = stage_layers(
-            config.num_layers, pipeline_parallel * virtual_pipeline, layers_per_stage
+            config.num_layers,
+            pipeline_parallel * virtual_pipeline,
+            layers_per_stage,
+            config.mtp_layers,
         )
+    experts: dict[str, Any] = {}
+    if config.experts is not None:
+        experts = {
+            "num_moe_experts": config.experts.num_experts,
+            "moe_router_topk": config.experts.experts_per_token,
+            "moe_ffn_hidden_size": config.experts.ffn_hidden_size,
+            "moe_aux_loss_coeff": config.experts.aux_loss,
+            # gloo has no all-to-all of unequal parts that Megatron could use.
+            "moe_token_dispatcher_type": "alltoall" if torch.cuda.is_available() else "allgather",
+        }
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -54,7 +69,7 @@ def transformer_config(
         pipeline_model_parallel_size=pipeline_parallel,
         virtual_pipeline_model_parallel_size=virtual_pipeline if virtual_pipeline > 1 else None,
         pipeline_model_parallel_layout=stages,
-        # In one batch, what two ranks send each other as neighbours on both sides would be mixed up.
+        # In one batch, what two ranks send each other as neighbours on both sides is mixed up.
         overlap_p2p_comm=virtual_pipeline > 1,
         batch_p2p_comm=virtual_pipeline == 1,
         context_parallel_size=parallel_state.get_context_parallel_world_size(),
@@ -62,6 +77,8 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        **experts,
+        mtp_num_layers=config.mtp_layers or None,
         # Fresh weights are drawn on the CPU for all of a stage and then cut: the same model for
         # every tensor-parallel size that pads the vocabulary to the same length.
         use_cpu_initialization=True,
@@ -70,34 +87,6 @@ def transformer_config(
         # global batch: the result depends on neither ranks nor microbatches.
         calculate_per_token_loss=True,
     )
-
-
-def stage_layers(
-    num_layers: int, stages: int, layers_per_stage: Sequence[int] | None = None
-) -> list[list[str]]:
-    """What each stage of a pipeline holds, in the order of the layers, as Megatron names it.
-
-    layers_per_stage: by default as even as can be; the first stages take what is left over, since
-    the last one has the output layer and the loss.
-    Raises ValueError when they do not add up, or when a stage has no layer.
-    """
-    if num_layers < stages:
-        raise ValueError(
-            f"{num_layers} layers cannot be cut into {stages} stages: lower pipeline_parallel or "
-            "virtual_pipeline"
-        )
-    if layers_per_stage is None:
-        layers, left = divmod(num_layers, stages)
-        layers_per_stage = [layers + (stage < left) for stage in range(stages)]
-    if len(layers_per_stage) != stages or sum(layers_per_stage) != num_layers:
-        raise ValueError(
-            f"layers_per_stage must be {stages} numbers (pipeline_parallel x virtual_pipeline), in "
-            f"all {num_layers} layers, got {list(layers_per_stage)}"
-        )
-    held = [["decoder"] * layers for layers in layers_per_stage]
-    held[0].insert(0, "embedding")
-    held[-1].append("loss")
-    return held
 
 
 def build_model(
@@ -142,9 +131,10 @@ def _build_stage(
             parallel_state.is_pipeline_last_stage,
         )
     )
+    spec = block_spec(megatron_config, vp_stage)
     model = GPTModel(
         megatron_config,
-        block_spec(megatron_config, vp_stage),
+        spec,
         vocab_size=config.padded_vocab_size(megatron_config.tensor_model_parallel_size),
         max_sequence_length=config.max_position_embeddings,
         pre_process=first,
@@ -152,6 +142,7 @@ def _build_stage(
         share_embeddings_and_output_weights=config.tie_embeddings,
         position_embedding_type="rope",
         rotary_base=config.rope_base,
+        mtp_block_spec=mtp_spec(megatron_config, spec, vp_stage) if config.mtp_layers else None,
         vp_stage=vp_stage,
     )
     _zero_padding(model, config.vocab_size)

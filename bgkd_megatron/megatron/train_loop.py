@@ -51,8 +51,9 @@ class _Run:
             teacher if config.objective.needs_teacher else None,
             gradient_in_forward=config.training.gradient_in_forward,
             seed=config.training.seed,
+            final_logits=self.model_config.final_logits,
         )
-        self.valid_loss = evaluation_loss(config, vocab_size, teacher)
+        self.valid_loss = evaluation_loss(config, self.model_config, teacher)
         factory = build.dataset_factory(config, vocab_size)
         self.train_set = factory.train(
             config.data.train,

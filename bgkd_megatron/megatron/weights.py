@@ -83,8 +83,10 @@ def _check_unchanged(root: Path, stored: dict[str, Any] | None) -> None:
     if stored is None:
         return  # weights that were saved before their architecture was
     now = ModelConfig.read(root).weight_layout()
-    if changed := [name for name in now if now[name] != stored.get(name)]:
-        changes = ", ".join(f"{n} is {now[n]!r}, was {stored.get(n)!r}" for n in changed)
+    # Weights that were saved before a setting existed have its default.
+    then = {name: field.default for name, field in ModelConfig.model_fields.items()} | stored
+    if changed := [name for name in now if now[name] != then[name]]:
+        changes = ", ".join(f"{n} is {now[n]!r}, was {then[n]!r}" for n in changed)
         raise ConfigError(f"{root / MODEL_FILE} is not that of the weights ({changes}): restore it")
 
 

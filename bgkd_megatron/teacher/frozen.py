@@ -12,6 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
+from bgkd_megatron.final_logits import NO_CHANGE, FinalLogits
 from bgkd_megatron.schedule import Microbatch, run_schedule
 from bgkd_megatron.teacher.states import TeacherStates
 
@@ -30,9 +31,11 @@ class FrozenTeacher:
         self,
         model: Sequence[GPTModel],
         *,
+        final_logits: FinalLogits = NO_CHANGE,
         microbatches_ahead: int | None = None,
         offload: bool = False,
     ) -> None:
+        self._final_logits = final_logits
         self._model = [piece.eval().requires_grad_(False) for piece in model]
         self._microbatches_ahead = microbatches_ahead
         self._offload = offload
@@ -77,7 +80,7 @@ class FrozenTeacher:
 
     def _with_weight(self, hidden: Tensor) -> TeacherStates:
         assert self._output_weight is not None
-        return TeacherStates(hidden, self._output_weight)
+        return TeacherStates(hidden, self._output_weight, self._final_logits)
 
 
 def _take_hidden(*, hidden_states: Tensor, output_layer: Any, **_: Any) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 from torch.nn.functional import linear
 
+from bgkd_megatron.final_logits import NO_CHANGE, FinalLogits
 from bgkd_megatron.schedule import Microbatch
 
 __all__ = ["Teacher", "TeacherStates"]
@@ -24,11 +25,12 @@ class TeacherStates(NamedTuple):
     """[s, b, H_t], after the final norm, the whole sequence on every tensor-parallel rank."""
     output_weight: Tensor
     """[V_local, H_t], cut over the vocabulary like the student's output layer."""
+    final_logits: FinalLogits = NO_CHANGE
 
     def logits(self) -> Tensor:
         """The teacher's vocab-parallel logits, [s, b, V_local]."""
         hidden = self.hidden.to(self.output_weight.device, non_blocking=True)
-        return linear(hidden, self.output_weight)
+        return self.final_logits(linear(hidden, self.output_weight))
 
 
 class Teacher(Protocol):

@@ -25,7 +25,7 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
         iteration=5,
         consumed_samples=20,
         world_size=6,
-        tensor_parallel=3,
+        layout={"tensor_parallel": 3},
         trajectory=config.trajectory(),
     ).write(checkpoint)
     checkpoint_dir.mark_latest(root, checkpoint)

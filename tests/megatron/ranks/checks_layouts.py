@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from checks_run import REFERENCE, assert_same_run
-from runs import train
-from world import VOCAB_PADDED, run_config
+from runs import records, train
+from world import run_config
 
 Check = Callable[[Path], None]
 SHARDED = {"distributed_optimizer": True}
 OVERLAP = {"distributed_optimizer": True, "overlap": True}
 TP_SP = {"tensor_parallel": 2, "sequence_parallel": True}
+PP_VP = {"pipeline_parallel": 2, "virtual_pipeline": 2}
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     2: {
         "pp2": {"pipeline_parallel": 2},
-        "pp2_vp2": {"pipeline_parallel": 2, "virtual_pipeline": 2},
+        "pp2_vp2": PP_VP,
         "cp2": {"context_parallel": 2},
         "dp2_sharded": SHARDED,
         "dp2_overlap": OVERLAP,
@@ -26,24 +27,80 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     4: {
         "tp2_sp_pp2": {**TP_SP, "pipeline_parallel": 2},
         "tp2_sp_cp2": {**TP_SP, "context_parallel": 2},
-        "pp2_vp2_dp2": {"pipeline_parallel": 2, "virtual_pipeline": 2, **OVERLAP},
+        "pp2_vp2_dp2": {**PP_VP, **OVERLAP},
         "pp2_cp2": {"pipeline_parallel": 2, "context_parallel": 2},
         "pp4": {"pipeline_parallel": 4},
         "tp2_dp2": {**TP_SP, **OVERLAP},
     },
 }
+# Other models and settings: what run they are compared with, and the layouts.
+VARIANTS: dict[str, dict[str, Any]] = {
+    name: {role: {"model_dir": f"{role}_{name}"} for role in ("student", "teacher")}
+    for name in ("experts", "heads", "capped", "tied")
+} | {
+    "coupled": {
+        "objective": {"hard": "risk_guided", "soft": "adaptive_kl"},
+        "data": {"end_of_document": 7},
+    },
+    "ahead": {"teacher": {"microbatches_ahead": 2, "offload": True}},
+    "uneven": {
+        "student": {"layers_per_stage": [1, 3]},
+        "teacher": {"layers_per_stage": [3, 2]},
+    },
+}
+VARIANT_LAYOUTS: dict[int, list[tuple[str, dict[str, Any]]]] = {
+    1: [(name, {}) for name in ("experts", "heads", "capped", "tied", "coupled")],
+    2: [
+        ("experts", {"expert_parallel": 2}),
+        ("experts", {**TP_SP}),
+        ("heads", {"tensor_parallel": 2}),
+        ("heads", {"pipeline_parallel": 2}),
+        ("capped", {"tensor_parallel": 2}),
+        ("tied", {"pipeline_parallel": 2}),
+        ("coupled", {"context_parallel": 2}),
+        ("ahead", {"pipeline_parallel": 2}),
+        ("uneven", {"pipeline_parallel": 2}),
+    ],
+    4: [
+        ("experts", {"expert_parallel": 2, "pipeline_parallel": 2, **SHARDED}),
+        ("experts", {"expert_parallel": 2, "context_parallel": 2}),
+        ("coupled", {"context_parallel": 2, "tensor_parallel": 2}),
+        ("ahead", {**PP_VP, **OVERLAP}),
+    ],
+}
+
+
+ALONE = [name for name, _ in VARIANT_LAYOUTS[1]]
 
 
 def checks(world_size: int) -> dict[str, Check]:
-    return {
+    found: dict[str, Check] = {
         f"run_on_{name}": partial(same_run, name=name, sizes=sizes)
         for name, sizes in LAYOUTS.get(world_size, {}).items()
     }
+    for variant, sizes in VARIANT_LAYOUTS.get(world_size, []):
+        name = "_".join([variant, *(_short(*size) for size in sizes.items())])
+        found[f"run_of_{name}"] = partial(same_run, name=name, sizes=sizes, variant=variant)
+    return found
 
 
-def same_run(workspace: Path, name: str, sizes: dict[str, Any]) -> None:
+def _short(setting: str, size: int) -> str:
+    return "".join(word[0] for word in setting.split("_")) + f"{size:d}"
+
+
+def same_run(workspace: Path, name: str, sizes: dict[str, Any], variant: str = "") -> None:
     """Four steps of four samples with unequal masks."""
-    config = run_config(workspace, name, parallel=sizes)
+    sections = dict(VARIANTS.get(variant, {}))
+    for role in ("student", "teacher"):
+        if "model_dir" in sections.get(role, {}):
+            sections[role] = {"model_dir": workspace / sections[role]["model_dir"]}
+    config = run_config(workspace, name, parallel=sizes, **sections)
     train(config)
-    start = workspace / f"student_{VOCAB_PADDED}"
-    assert_same_run(config, run_config(workspace, REFERENCE), start)
+    reference = run_config(workspace, variant if variant in ALONE else REFERENCE)
+    if not sizes:
+        lines = records(config)
+        assert lines[-1]["loss"] < lines[0]["loss"]
+        return
+    start = config.student.model_dir
+    assert start is not None
+    assert_same_run(config, reference, start)

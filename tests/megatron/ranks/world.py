@@ -32,35 +32,44 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-def student_config(vocab_size: int) -> ModelConfig:
-    return ModelConfig(
-        num_layers=4, hidden_size=48, ffn_hidden_size=96, vocab_size=vocab_size, **_SHAPE
-    )
+def student_config(vocab_size: int, **settings: Any) -> ModelConfig:
+    shape = {"num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 96}
+    return ModelConfig(**{"vocab_size": vocab_size, **shape, **_SHAPE, **settings})
 
 
-def teacher_config(vocab_size: int) -> ModelConfig:
+def teacher_config(vocab_size: int, **settings: Any) -> ModelConfig:
     """Another depth and width, and tied embeddings."""
-    return ModelConfig(
-        num_layers=5,
-        hidden_size=96,
-        ffn_hidden_size=192,
-        vocab_size=vocab_size,
-        tie_embeddings=True,
-        **_SHAPE,
-    )
+    shape = {"num_layers": 5, "hidden_size": 96, "ffn_hidden_size": 192, "tie_embeddings": True}
+    return ModelConfig(**{"vocab_size": vocab_size, **shape, **_SHAPE, **settings})
+
+
+def variants() -> dict[str, ModelConfig]:
+    """Models with what the others have not; by role, of the padded vocabulary."""
+    experts = {"num_experts": 4, "ffn_hidden_size": 32, "aux_loss": 0.1}
+    return {
+        f"{role}_{name}": make(VOCAB_PADDED, **settings)
+        for role, make in (("student", student_config), ("teacher", teacher_config))
+        for name, settings in {
+            "experts": {"experts": experts},
+            "heads": {"mtp_layers": 1},
+            "capped": {"logit_scale": 0.7, "final_logit_softcap": 3.0},
+            "tied": {"tie_embeddings": role == "student"},
+        }.items()
+    }
 
 
 def create(workspace: Path) -> None:
     """Write models (each vocabulary) and datasets.  On one process."""
+    models = {
+        f"{role}_{vocab_size}": make(vocab_size)
+        for role, make in (("student", student_config), ("teacher", teacher_config))
+        for vocab_size in (VOCAB_EVEN, VOCAB_PADDED)
+    }
     with layout():
-        for vocab_size in (VOCAB_EVEN, VOCAB_PADDED):
-            for role, config in (
-                ("student", student_config(vocab_size)),
-                ("teacher", teacher_config(vocab_size)),
-            ):
-                model = build_model(config, seed=vocab_size)
-                spread(model[0])
-                save_model_dir(model, config, workspace / f"{role}_{vocab_size}")
+        for number, (name, config) in enumerate({**models, **variants()}.items()):
+            model = build_model(config, seed=number)
+            spread(model[0])
+            save_model_dir(model, config, workspace / name)
     rng = np.random.default_rng(0)
     write_dataset(workspace / "plain", [rng.integers(0, VOCAB_PADDED, n) for n in (40, 9, 70, 25)])
     # Documents shorter and longer than a sample; what is masked differs from sample to sample.
