@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from megatron.core.transformer import TransformerConfig
 from torch.nn.functional import silu
 
 from bgkd_megatron.megatron import parallel
+from bgkd_megatron.megatron.cross_entropy import cross_entropy
 from bgkd_megatron.megatron.layer_spec import block_spec, mtp_spec
 from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.megatron.stages import stage_layers
@@ -145,6 +147,12 @@ def _build_stage(
         mtp_block_spec=mtp_spec(megatron_config, spec, vp_stage) if config.mtp_layers else None,
         vp_stage=vp_stage,
     )
+    if config.mtp_layers:  # their losses; the output hook replaces that of the model itself
+        model.compute_language_model_loss = partial(cross_entropy, vocab_size=config.vocab_size)
+        if config.tie_embeddings and last and not first:
+            # The heads brought the embedding to this stage, so that Megatron has no use for the
+            # copy that it keeps in the output layer, and its checkpoints refuse it.
+            model.output_layer.register_parameter("weight", None)
     _zero_padding(model, config.vocab_size)
     return model.to(parallel.device())
 

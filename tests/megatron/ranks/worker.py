@@ -60,6 +60,7 @@ def _run(check, workspace: Path) -> str:
         error = ""
     except Exception:
         error = traceback.format_exc()
+        print(error, file=sys.stderr, flush=True)  # in case the ranks do not meet below
     errors = [""] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     return "\n".join(f"rank {rank}: {e}" for rank, e in enumerate(errors) if e)

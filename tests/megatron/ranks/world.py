@@ -52,7 +52,7 @@ def variants() -> dict[str, ModelConfig]:
         for name, settings in {
             "experts": {"experts": experts},
             "heads": {"mtp_layers": 1},
-            "capped": {"logit_scale": 0.7, "final_logit_softcap": 3.0},
+            "capped": {"logit_scale": 2.0, "final_logit_softcap": 4.0},
             "tied": {"tie_embeddings": role == "student"},
         }.items()
     }
