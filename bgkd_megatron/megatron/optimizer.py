@@ -89,13 +89,31 @@ def sharded_optimizer(
 @torch.no_grad()
 def load_optimizer(optimizer: MegatronOptimizer, state: ShardedStateDict) -> None:
     """Give `optimizer` what was loaded for its `sharded_optimizer`."""
-    optimizer.load_state_dict(state)
-    for part in _parts(optimizer):
-        # Megatron gives all parameters one and the same tensor, which torch's Adam, in the place of
-        # TE's or Apex's, then counts up once for each of them.
-        for of_parameter in part.optimizer.state.values():
-            if isinstance(step := of_parameter.get("step"), torch.Tensor):
-                of_parameter["step"] = step.clone()
+    parts = _parts(optimizer)
+    if len(parts) == 1:
+        _load(parts[0], state)
+        return
+    for number, part in enumerate(parts):
+        _load(part, state[number])
+
+
+def _load(part: MegatronOptimizer, state: ShardedStateDict) -> None:
+    if not isinstance(part, DistributedOptimizer):
+        part.load_state_dict(state)
+        return
+    of_parameters = ("param_state", "param_state_sharding_type")
+    part.load_state_dict(
+        {name: value for name, value in state.items() if name not in of_parameters}
+    )
+    # torch's Adam, which stands in where there are neither TE's nor Apex's, counts the updates of
+    # each parameter.  Megatron does not expect that where it copies the states, and gives all
+    # parameters one and the same counter, which would then count each update many times.
+    states = list(part.optimizer.state.values())
+    steps = [of_parameter.pop("step", None) for of_parameter in states]
+    part.load_parameter_state_from_fully_reshardable(state["param_state"])
+    for of_parameter, step in zip(states, steps, strict=True):
+        if step is not None:
+            of_parameter["step"] = step.clone()
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:

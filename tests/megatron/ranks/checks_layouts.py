@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from checks_run import REFERENCE, assert_same_run
-from runs import records, train
-from world import run_config
+import torch.distributed as dist
+from checks_run import REFERENCE, assert_same_run, keep_half
+from runs import last_checkpoint, records, train, weights
+from world import layout, run_config
 
 Check = Callable[[Path], None]
 SHARDED = {"distributed_optimizer": True}
@@ -73,6 +74,21 @@ VARIANT_LAYOUTS: dict[int, list[tuple[str, dict[str, Any]]]] = {
 ALONE = [name for name, _ in VARIANT_LAYOUTS[1]]
 
 
+# The second half of a run, from the checkpoint of the layout that is named first.
+RESUMED: dict[int, list[tuple[str, dict[str, Any]]]] = {
+    2: [
+        ("run_1", {"pipeline_parallel": 2}),
+        ("pp2", {"tensor_parallel": 2}),
+        ("pp2", {**PP_VP}),
+        ("pp2_vp2", {**PP_VP}),
+        ("cp2", {"context_parallel": 2}),
+        ("dp2_sharded", {**SHARDED, "pipeline_parallel": 2}),
+        ("dp2_overlap", OVERLAP),
+    ],
+    4: [("pp2_vp2_dp2", {**TP_SP, **OVERLAP}), ("pp2_vp2_dp2", {**PP_VP, **OVERLAP})],
+}
+
+
 def checks(world_size: int) -> dict[str, Check]:
     found: dict[str, Check] = {
         f"run_on_{name}": partial(same_run, name=name, sizes=sizes)
@@ -81,6 +97,9 @@ def checks(world_size: int) -> dict[str, Check]:
     for variant, sizes in VARIANT_LAYOUTS.get(world_size, []):
         name = "_".join([variant, *(_short(*size) for size in sizes.items())])
         found[f"run_of_{name}"] = partial(same_run, name=name, sizes=sizes, variant=variant)
+    for source, sizes in RESUMED.get(world_size, []):
+        name = "_".join([source, "then", *(_short(*size) for size in sizes.items())])
+        found[f"resume_of_{name}"] = partial(resumed, name=name, source=source, sizes=sizes)
     return found
 
 
@@ -104,3 +123,20 @@ def same_run(workspace: Path, name: str, sizes: dict[str, Any], variant: str = "
     start = config.student.model_dir
     assert start is not None
     assert_same_run(config, reference, start)
+
+
+def resumed(workspace: Path, name: str, source: str, sizes: dict[str, Any]) -> None:
+    """Bit by bit on the same layout; on another one equal up to the order of sums."""
+    whole = run_config(workspace, source, parallel=LAYOUTS[dist.get_world_size()].get(source, {}))
+    config = run_config(workspace, name, parallel=sizes)
+    keep_half(config, whole)
+    train(config)
+    if config.parallel == whole.parallel:
+        assert records(config) == records(whole)
+        with layout():
+            ours, theirs = weights(last_checkpoint(config)), weights(last_checkpoint(whole))
+            assert all(ours[name].equal(weight) for name, weight in theirs.items())
+    else:
+        start = config.student.model_dir
+        assert start is not None
+        assert_same_run(config, run_config(workspace, REFERENCE), start)
