@@ -58,6 +58,9 @@ def save_checkpoint(
     Raises RunError (on all ranks) or RankError when it cannot be written; the latest checkpoint is
     then what it was.
     """
+    for piece in state.model:
+        if piece.ddp_config.overlap_param_gather:  # else the next forward would gather them
+            piece.start_param_sync(force_sync=True)
     root = config.checkpoint.dir
     target = checkpoint_dir.iteration_dir(root, state.iteration)
     first_rank = dist.get_rank() == 0
@@ -73,6 +76,7 @@ def save_checkpoint(
                 consumed_samples=state.iteration * config.training.global_batch_size,
                 world_size=dist.get_world_size(),
                 layout=_layout(config),
+                distributed_optimizer=config.parallel.distributed_optimizer,
                 trajectory=config.trajectory(),
             ).write(target)
             checkpoint_dir.mark_latest(root, target)

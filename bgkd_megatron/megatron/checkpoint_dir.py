@@ -39,6 +39,7 @@ class Progress(BaseModel):
     world_size: int
     layout: dict[str, Any]
     """the sizes of TrainConfig.parallel"""
+    distributed_optimizer: bool
     trajectory: dict[str, Any]
     """TrainConfig.trajectory()"""
 
@@ -96,6 +97,12 @@ def read_progress(checkpoint: Path, config: TrainConfig) -> Progress:
             f"{checkpoint} belongs to another run ({'; '.join(changes)}): restore these settings "
             "to continue it, or choose a new checkpoint.dir and start from "
             f"student.model_dir={checkpoint}"
+        )
+    if progress.distributed_optimizer != config.parallel.distributed_optimizer:
+        raise ConfigError(
+            f"{checkpoint} holds the optimizer's states as of "
+            f"parallel.distributed_optimizer={str(progress.distributed_optimizer).lower()}: "
+            "restore this setting to continue it"
         )
     return progress
 
