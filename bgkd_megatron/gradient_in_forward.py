@@ -34,7 +34,7 @@ def losses_with_gradient(
 ) -> tuple[TokenLosses, VocabStats]:
     """Per-token losses [N] and statistics; d loss / d logits overwrites the student's logits.
 
-    arguments: with a teacher, and inplace_backward.  Only `TokenLosses.loss` has a gradient.
+    arguments: with inplace_backward.  Only `TokenLosses.loss` has a gradient.
     tokens_per_chunk: of the tensor-parallel path; None takes all tokens at once.
     Collective over the shard's group: one all-gather for each chunk.  Raises as `vocab_stats`, and
     ValueError for a chunk without tokens, before anything is changed.
@@ -63,10 +63,9 @@ def losses_with_gradient(
     # Anyone else who saved these logits for a backward of their own must hear of it.
     torch.autograd.graph.increment_version(student_logits)
     stats = named(global_stats, arguments)
-    loss, hard, soft, soft_weight = losses.unbind(0)
+    loss, *rest = losses.unbind(0)
     loss = _GradientIsThere.apply(loss, student_logits, grad, stats.valid)
-    hard_weight = torch.where(stats.valid, 1.0 - soft_weight, 0.0)
-    return TokenLosses(loss, hard, soft, soft_weight, hard_weight), stats
+    return TokenLosses(loss, *rest), stats
 
 
 class _GradientIsThere(torch.autograd.Function):

@@ -42,9 +42,9 @@ def hybrid_loss(
     gradient_in_forward: the gradient overwrites the student's logits already here, so that they are
         read once where a row stays on the chip; nobody may read them afterwards (an activation
         checkpoint around the loss must hold the output layer, too), and only `losses.loss` has
-        a gradient, for one backward. What the kernels cannot evaluate (a weighting of your own, no
-        soft term), float16, whose small gradients need the scale that comes in backward, and
-        torch.compile take inplace_backward instead.
+        a gradient, for one backward. What the kernels cannot evaluate (a weighting of your own,
+        two-sweep soft terms, hard="risk_guided"), float16, whose small gradients need the scale
+        that comes in backward, and torch.compile take inplace_backward instead.
     tokens_per_chunk: with gradient_in_forward and tensor parallelism, so many tokens at a time, one
         all-gather each; `ops.tokens_in_cache` says how many fit. None: all at once.
     seed: of hard labels that are drawn; the same on the ranks of tp_group, another one for each

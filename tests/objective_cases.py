@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, Literal
 
-from bgkd_megatron.objectives import DIVERGENCES, WEIGHTINGS
+from bgkd_megatron.objectives import DIVERGENCES, WEIGHTINGS, ObjectiveConfig
 
 WEIGHTING_CASES: dict[str, dict[str, Any]] = {
     "static": {"weighting": "static", "soft_weight": 0.3},
@@ -24,12 +25,6 @@ WEIGHTING_CASES: dict[str, dict[str, Any]] = {
     "scaled": {"weighting": "entropy", "soft_scale": 8.0, "entropy_regularizer": 0.1},
 }
 """Settings of ObjectiveConfig by name."""
-
-IN_KERNELS = [
-    "static", "hard_only", "confidence", "shannon", "tsallis", "tsallis2", "curriculum",
-    "reversed_curriculum",
-]  # fmt: skip
-"""Those that the kernels evaluate (objectives/named.py)."""
 
 # An entry without a line above is tested with the defaults, never left out.
 _named = {settings["weighting"] for settings in WEIGHTING_CASES.values()}
@@ -55,3 +50,18 @@ SOFT_CASES: dict[str, dict[str, Any]] = {
 
 _named = {settings["soft"] for settings in SOFT_CASES.values()}
 SOFT_CASES |= {name: {"soft": name} for name in DIVERGENCES if name not in _named}
+
+_KLS_BY_EXPONENTS: list[dict[str, Any]] = [
+    {"soft": "alpha_beta", "alpha": alpha, "beta": 1.0 - alpha} for alpha in (0.0, 1.0)
+]
+_HARD_LABELS: tuple[Literal["data", "teacher_argmax"], ...] = ("data", "teacher_argmax")
+ONE_SWEEP = [
+    ObjectiveConfig(hard_label=hard_label, **soft, **weighting)
+    for (soft, weighting), hard_label in zip(
+        itertools.product([*SOFT_CASES.values(), *_KLS_BY_EXPONENTS], WEIGHTING_CASES.values()),
+        itertools.cycle(_HARD_LABELS),
+        strict=False,
+    )
+    if ObjectiveConfig(**soft).fdivergence is None
+]
+"""Every weighting with every soft term that needs no second sweep."""

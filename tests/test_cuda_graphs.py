@@ -54,7 +54,9 @@ def gradient_in_place(student: Tensor, teacher: Tensor, labels: Tensor) -> objec
 
 def fused(student: Tensor, teacher: Tensor, labels: Tensor) -> object:
     logits = student.clone()
-    objective = (1, True, 0, 0.5, 0.0, 0)  # half forward KL at the temperature, half hard label
+    config = ObjectiveConfig(weighting="static", temperature=2.0)
+    objective = HybridObjective(config, student.shape[1]).named(progress=0.0)
+    assert objective is not None
     stats = ops.fused_loss_(logits, teacher, labels, student.shape[1], *SCALARS, *objective)
     return logits, stats
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from objective_cases import ONE_SWEEP
 from torch import Tensor
 
 from bgkd_megatron import ops
@@ -18,8 +19,7 @@ from bgkd_megatron.vocab_shard import VocabShard
 pytestmark = pytest.mark.usefixtures("device")
 
 VOCAB_SIZE, PADDED = 1003, 1024  # neither the row nor its real part is a multiple of a register
-SOFT = {"forward_kl": 1, "reverse_kl": 2}
-WEIGHTING = {"static": 0, "confidence": 1, "shannon": 2, "tsallis": 3}
+PROGRESS = 0.1
 ALL = Feature(255)
 
 
@@ -34,54 +34,33 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, labels
 
 
+def arguments(config: ObjectiveConfig) -> tuple[Any, ...]:
+    """The operator's last ones."""
+    objective = HybridObjective(config, VOCAB_SIZE)
+    named = objective.named(PROGRESS)
+    assert named is not None
+    return (objective.temperature(PROGRESS), objective.power_exponent, -100, *named)
+
+
 def fused(student: Tensor, teacher: Tensor, labels: Tensor, config: ObjectiveConfig) -> Any:
     """Global statistics and losses; the gradient overwrites `student`."""
-    name = config.entropy if config.weighting == "entropy" else config.weighting
-    gamma = config.tsallis_gamma
-    scale = {
-        "shannon": 1.0 / math.log(VOCAB_SIZE),
-        "tsallis": 1.0 / math.expm1((1.0 - gamma) * math.log(VOCAB_SIZE)),
-    }
-    return ops.fused_loss_(
-        *(student, teacher, labels, VOCAB_SIZE, int(ALL), config.temperature, gamma, -100),
-        *(SOFT[config.soft], config.temperature != 1.0, WEIGHTING[name], config.soft_weight),
-        *(scale.get(name, 0.0), int(config.hard_label == "teacher_argmax")),
-    )
+    return ops.fused_loss_(student, teacher, labels, VOCAB_SIZE, int(ALL), *arguments(config))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("soft", ["forward_kl", "reverse_kl"])
-@pytest.mark.parametrize("hard_label", ["data", "teacher_argmax"])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize(
-    "weighting",
-    [
-        {"weighting": "static", "soft_weight": 0.3},
-        {"weighting": "confidence"},
-        {"weighting": "entropy"},
-        {"weighting": "entropy", "entropy": "tsallis"},
-    ],
-    ids=lambda settings: settings.get("entropy", settings["weighting"]),
-)
-def test_losses_and_gradient(
-    dtype: torch.dtype,
-    soft: Any,
-    hard_label: Any,
-    temperature: float,
-    weighting: dict[str, Any],
-) -> None:
-    config = ObjectiveConfig(soft=soft, hard_label=hard_label, temperature=temperature, **weighting)
+@pytest.mark.parametrize("config", ONE_SWEEP[::4], ids=str)
+def test_losses_and_gradient(dtype: torch.dtype, config: ObjectiveConfig) -> None:
     student, teacher, labels = inputs(dtype)
     leaf = student.clone().requires_grad_()
-    objective = HybridObjective(config, VOCAB_SIZE)
+    objective = HybridObjective(config, VOCAB_SIZE, extra_features=Feature.FORWARD_KL)
     shard = VocabShard.even(VOCAB_SIZE, PADDED)
-    expected, stats = hybrid_loss(leaf, teacher, labels, objective, shard=shard)
+    expected, stats = hybrid_loss(leaf, teacher, labels, objective, shard=shard, progress=PROGRESS)
     expected.loss.sum().backward()
     global_stats, losses = fused(student, teacher, labels, config)
-    for ours, theirs in zip(losses, expected[:4], strict=True):  # the hard weight is 1 - w
+    for ours, theirs in zip(losses, expected, strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
     rows = dict(zip(ops.stat_names(ALL), global_stats, strict=True))
-    torch.testing.assert_close(rows["forward_kl"], stats.forward_kl.detach())
+    torch.testing.assert_close(rows["forward_kl"], stats.require("forward_kl").detach())
     assert leaf.grad is not None
     # One rounding to the dtype apart, from weights that differ by a float32 rounding.
     eps = torch.finfo(dtype).eps
@@ -92,27 +71,29 @@ def test_losses_and_gradient(
 
 def test_opcheck() -> None:
     student, teacher, labels = inputs(torch.float32)
-    arguments = (student, teacher, labels, VOCAB_SIZE, int(ALL), 2.0, 0.3, -100, 1, True, 0, 0.5)
-    torch.library.opcheck(ops.fused_loss_, (*arguments, 0.0, 0))
+    objective = arguments(ObjectiveConfig(temperature=2.0))
+    torch.library.opcheck(
+        ops.fused_loss_, (student, teacher, labels, VOCAB_SIZE, int(ALL), *objective)
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"vocab_size": 2000}, "must hold the whole vocabulary of 2000"),
-        ({"soft_term": 3}, "unknown objective"),
+        ({"soft_term": 4}, "unknown objective: soft_term 4"),
+        ({"weighting": 6}, "unknown objective: .* weighting 6"),
+        ({"hard_label": 2}, "unknown objective: .* hard_label 2"),
         ({"features": 3}, "the objective reads features"),
     ],
 )
 def test_refusals(change: dict[str, int], message: str) -> None:
     student, teacher, labels = inputs(torch.float32)
-    chosen = {"vocab_size": VOCAB_SIZE, "features": int(ALL), "soft_term": 1, **change}
+    names = [argument.name for argument in ops.fused_loss_._schema.arguments]
+    values = (student, teacher, labels, VOCAB_SIZE, int(ALL), *arguments(ObjectiveConfig()))
     before = student.clone()
     with pytest.raises(ValueError, match=message):
-        ops.fused_loss_(
-            *(student, teacher, labels, chosen["vocab_size"], chosen["features"], 1.0, 1.0, -100),
-            *(chosen["soft_term"], False, 0, 0.5, 0.0, 0),
-        )
+        ops.fused_loss_(*(dict(zip(names, values, strict=True)) | change).values())
     assert torch.equal(student, before)
 
 
@@ -120,4 +101,4 @@ def test_nothing_to_do() -> None:
     empty = torch.empty(0, VOCAB_SIZE)
     labels = torch.empty(0, dtype=torch.int64)
     _, losses = fused(empty, empty.clone(), labels, ObjectiveConfig())
-    assert losses.shape == (4, 0)
+    assert losses.shape == (5, 0)

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import typing
 from typing import Any
 
 import pytest
 import torch
-from objective_cases import IN_KERNELS, SOFT_CASES, WEIGHTING_CASES
+from objective_cases import ONE_SWEEP, SOFT_CASES, WEIGHTING_CASES
 from torch import Tensor
 from vocab_inputs import computed, make_labels, make_logits
 
 from bgkd_megatron import ops
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig, TokenLosses, Weighting
+from bgkd_megatron.objectives.named import named_objective
 from bgkd_megatron.statistics import Feature, VocabStats
 from bgkd_megatron.vocab_shard import VocabShard
 
 VOCAB, COLUMNS = 1000, 1024
 SHARD = VocabShard.even(VOCAB, COLUMNS)
-OBJECTIVES = [
-    ObjectiveConfig(soft=soft, hard_label=hard_label, temperature=temperature, **weighting)
-    for soft, hard_label, temperature, weighting in itertools.product(
-        ("forward_kl", "reverse_kl"),
-        ("data", "teacher_argmax"),
-        (1.0, 2.0),
-        (WEIGHTING_CASES[name] for name in IN_KERNELS),
-    )
-]
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,9 +32,9 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def solve(
-    objective: HybridObjective, dtype: torch.dtype, upstream: Tensor, **options: Any
+    objective: HybridObjective, of: tuple[Tensor, Tensor, Tensor], upstream: Tensor, **options: Any
 ) -> tuple[Any, VocabStats, Tensor]:
-    student, teacher, labels = inputs(dtype)
+    student, teacher, labels = of
     leaf = student.requires_grad_()
     losses, stats = hybrid_loss(
         leaf * 1.0,
@@ -58,13 +51,13 @@ def solve(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("config", ONE_SWEEP, ids=str)
 def test_equals_the_gradient_in_backward(config: ObjectiveConfig, dtype: torch.dtype) -> None:
     objective = HybridObjective(config, VOCAB)
-    assert (objective.named(0.1) is None) == (not config.has_soft_term)
+    assert objective.named(0.1) is not None
     upstream = torch.tensor([1.0, 1.0, 0.5, 0.0, -2.0, 1.0, 3.0, 0.1, 1.0])
-    expected, expected_stats, expected_gradient = solve(objective, dtype, upstream)
-    losses, stats, gradient = solve(objective, dtype, upstream, gradient_in_forward=True)
+    expected, expected_stats, expected_gradient = solve(objective, inputs(dtype), upstream)
+    losses, stats, gradient = solve(objective, inputs(dtype), upstream, gradient_in_forward=True)
     for name, value, other in zip(losses._fields, losses, expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6, msg=name)
     for name, value in computed(stats).items():
@@ -74,14 +67,65 @@ def test_equals_the_gradient_in_backward(config: ObjectiveConfig, dtype: torch.d
     torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=1e-6)
 
 
-def others() -> list[ObjectiveConfig]:
-    soft = [{**SOFT_CASES[name], "weighting": "static"} for name in SOFT_CASES]
-    weightings = [WEIGHTING_CASES[name] for name in WEIGHTING_CASES if name not in IN_KERNELS]
+def rows_at_the_bounds() -> tuple[Tensor, Tensor, Tensor]:
+    """Where weights are clamped or 0, and where what has no weight is infinite. The label is 5."""
+    student, teacher = (make_logits(9, COLUMNS, seed) for seed in (0, 1))
+    student[:, VOCAB:] = teacher[:, VOCAB:] = math.nan
+    student[1, 5] = teacher[2, 5] = -30.0  # a probability below 1e-8
+    student[3, 5], teacher[3, 5] = 40.0, -30.0
+    student[4, 5], teacher[4, 5] = -30.0, 40.0
+    student[5, 5] = teacher[5, 5] = 60.0  # no logarithm left
+    teacher[6, 5] = -math.inf
+    teacher[7, :VOCAB] = 0.0
+    teacher[8, :VOCAB] = -math.inf
+    teacher[8, 7] = 0.0  # no doubt: w_s or w_h is 0
+    return student, teacher, torch.full((9,), 5)
+
+
+@pytest.mark.parametrize("soft", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("excluded", [[], [5], [7], [5, 7]], ids=str)
+@pytest.mark.parametrize("weighting", WEIGHTING_CASES)
+def test_weights_at_their_bounds(weighting: str, excluded: list[int], soft: Any) -> None:
+    """excluded: tokens of probability 0 to the student."""
+    objective = HybridObjective(ObjectiveConfig(soft=soft, **WEIGHTING_CASES[weighting]), VOCAB)
+    student, teacher, labels = rows_at_the_bounds()
+    student[:, excluded] = -math.inf
+    ways: list[dict[str, bool]] = [{}, {"gradient_in_forward": True}]
+    (expected, _, expected_gradient), (losses, _, gradient) = (
+        solve(objective, (student.clone(), teacher, labels), torch.ones(9), **way) for way in ways
+    )
+    for name, value, other in zip(losses._fields, losses, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+        if name.endswith("weight"):
+            assert (value == 0).equal(other == 0), name
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def choices() -> list[dict[str, Any]]:
+    """Every combination of the settings that name something."""
+    values: dict[str, tuple[Any, ...]] = {}
+    for name, field in ObjectiveConfig.model_fields.items():
+        if typing.get_origin(field.annotation) is typing.Literal:
+            values[name] = typing.get_args(field.annotation)
+        elif field.annotation is bool:
+            values[name] = (False, True)
     return [
-        ObjectiveConfig(**settings)
-        for settings in (*soft, *weightings)
-        if ObjectiveConfig(**settings).kl is None or settings in weightings
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
     ]
+
+
+def test_every_objective_of_one_sweep_is_named() -> None:
+    for settings in choices():
+        if settings["reversed"] and settings["weighting"] == "static":
+            continue
+        objective = HybridObjective(ObjectiveConfig(**settings), VOCAB)
+        takes_other_way = objective.fdivergence is not None or objective.config.couples_positions
+        assert (objective.named(0.5) is None) == takes_other_way, settings
+
+
+def others() -> list[ObjectiveConfig]:
+    every = [ObjectiveConfig(**settings) for settings in SOFT_CASES.values()]
+    return [config for config in every if config.fdivergence is not None]
 
 
 @pytest.mark.parametrize("config", others(), ids=str)
@@ -90,8 +134,8 @@ def test_what_the_kernels_do_not_evaluate_takes_the_way_of_backward(
 ) -> None:
     objective = HybridObjective(config, VOCAB)
     assert objective.named(0.1) is None
-    expected, _, expected_gradient = solve(objective, torch.float32, torch.ones(9))
-    losses, _, gradient = solve(objective, torch.float32, torch.ones(9), gradient_in_forward=True)
+    expected, _, expected_gradient = solve(objective, inputs(), torch.ones(9))
+    losses, _, gradient = solve(objective, inputs(), torch.ones(9), gradient_in_forward=True)
     assert losses.loss.equal(expected.loss)
     assert gradient.equal(expected_gradient)
 
@@ -145,10 +189,7 @@ def test_a_loss_of_weight_zero_has_no_gradient_be_it_not_finite() -> None:
 @pytest.mark.parametrize(
     ("objective", "dtype"),
     [
-        (
-            HybridObjective(ObjectiveConfig(weighting="static", soft_weight=0.0), VOCAB),
-            torch.float32,
-        ),
+        (HybridObjective(ObjectiveConfig(soft="jensen_shannon"), VOCAB), torch.float32),
         (
             HybridObjective(
                 ObjectiveConfig(),
@@ -159,7 +200,7 @@ def test_a_loss_of_weight_zero_has_no_gradient_be_it_not_finite() -> None:
         ),
         (HybridObjective(ObjectiveConfig(), VOCAB), torch.float16),
     ],
-    ids=["no soft term", "own weighting", "float16"],
+    ids=["two sweeps", "own weighting", "float16"],
 )
 def test_else_the_gradient_comes_in_backward(
     objective: HybridObjective, dtype: torch.dtype
@@ -299,9 +340,9 @@ def test_opcheck() -> None:
     student, teacher, labels = inputs()
     options = (0b111, 1.0, 1.0, -100)
     partial = ops.vocab_stats(student, teacher, labels, VOCAB, 0, *options)
-    torch.library.opcheck(
-        ops.merge_loss, (partial[None], labels, *options, 1, False, 0, 0.5, 0.0, 0)
-    )
+    objective = named_objective(ObjectiveConfig(weighting="static"), VOCAB, progress=0.0)
+    assert objective is not None
+    torch.library.opcheck(ops.merge_loss, (partial[None], labels, *options, *objective))
     torch.library.opcheck(ops.scale_rows_, (make_logits(9, 20, seed=3), torch.rand(9)))
 
 

@@ -30,10 +30,16 @@ SCALARS = {"features": FEATURES, "temperature": 1.0, "ignore_index": -100}
 OBJECTIVE = {
     "soft_term": 1,
     "softened": False,
-    "soft_weighting": 0,
-    "static_weight": 0.5,
-    "entropy_scale": 1.0,
+    "adaptive_mu": 0.5,
+    "adaptive_detach": False,
+    "weighting": 0,
+    "entropy_maximum": 1.0,
+    "soft_offset": 0.0,
+    "soft_slope": 0.5,
+    "hard_offset": 1.0,
+    "hard_slope": -0.5,
     "hard_label": 0,
+    "entropy_regularizer": 0.0,
 }
 BACKWARD = {"student_logits": Z, "global_stats": STATS, "upstream": STATS, **SHARD, **SCALARS}
 FDIV = {"kind": 0, "lam": 0.5, "alpha": 0.0, "beta": 0.0}
@@ -101,11 +107,22 @@ REFUSED = [
     ("fused_loss_", {"teacher_logits": meta(T)}, "must be on the student's device cpu, got meta"),
     ("fused_loss_", {"labels": meta(LABELS)}, "labels must be on cpu like the logits, got meta"),
     ("fused_loss_", {"vocab_size": 131}, "the logits must hold the whole vocabulary of 131"),
-    ("fused_loss_", {"soft_term": 3}, "unknown objective: soft_term 3"),
-    ("fused_loss_", {"soft_term": 2}, "the objective reads features"),
+    ("fused_loss_", {"soft_term": 4}, "unknown objective: soft_term 4"),
+    *(
+        ("fused_loss_", reads_more, "the objective reads features")
+        for reads_more in [
+            {"soft_term": 2},
+            {"soft_term": 3},
+            {"softened": True},
+            {"weighting": 3},
+            {"weighting": 4},
+            {"entropy_regularizer": 0.1},
+        ]
+    ),
+    ("merge_loss", {"weighting": 6}, "unknown objective: soft_term 1, weighting 6"),
     ("merge_loss", {"partial": STATS}, "partial must be [num_shards, rows, N], got shape"),
     ("merge_loss", {"labels": meta(LABELS)}, "labels must be on cpu like the logits, got meta"),
-    ("merge_loss", {"soft_term": 3}, "unknown objective: soft_term 3"),
+    ("merge_loss", {"soft_term": 4}, "unknown objective: soft_term 4"),
     ("scale_rows_", {"rows": Z.double()}, "rows must be float32, bfloat16 or"),
     ("scale_rows_", {"scale": torch.ones(5)}, "scale must be a contiguous [6], got shape [5]"),
     ("scale_rows_", {"scale": meta(torch.ones(6))}, "scale must be on cpu like the logits, got"),

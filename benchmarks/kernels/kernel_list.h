@@ -48,9 +48,11 @@ inline ObjectiveParams objective(bool softened, double log_vocab) {
   ObjectiveParams o{};
   o.soft = SoftTerm::kForwardKl;
   o.softened = softened;
-  o.soft_scale = softened ? 1 / (kInvTemperature * kInvTemperature) : 1.f;
-  o.weight = SoftWeight::kShannon;
-  o.entropy_scale = static_cast<float>(1 / log_vocab);
+  o.squared_temperature = softened ? 1 / (kInvTemperature * kInvTemperature) : 1.f;
+  o.weighting = Weighting::kShannon;
+  o.entropy_maximum = static_cast<float>(log_vocab);
+  o.soft_weight = {0.f, 1.f};
+  o.hard_weight = {1.f, -1.f};
   o.hard = HardLabel::kData;
   return o;
 }

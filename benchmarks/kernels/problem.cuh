@@ -255,7 +255,8 @@ class Problem {
   PerStat upstream_of(const ExactToken& exact, bool softened) const {
     const double weight = exact.stats[kTeacherH] / log_vocab();
     PerStat up{};
-    up[softened ? kSoftForward : kForward] = weight * objective(softened, log_vocab()).soft_scale;
+    up[softened ? kSoftForward : kForward] =
+        weight * objective(softened, log_vocab()).squared_temperature;
     up[kStudentAtLabel] = weight - 1;
     return up;
   }

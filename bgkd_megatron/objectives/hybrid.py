@@ -78,8 +78,8 @@ class HybridObjective:
 
     def named(self, progress: float) -> NamedObjective | None:
         """What the kernels need to evaluate the objective; None where they cannot: a weighting of
-        your own, no soft term, or a class that computes otherwise."""
-        if self._is_other or self._is_own or self._divergence is None:
+        your own, a class that computes otherwise, or what `named_objective` leaves out."""
+        if self._is_other or self._is_own:
             return None
         return named_objective(self.config, self.vocab_size, _checked_progress(progress))
 

@@ -116,17 +116,17 @@ def _(student_logits: Tensor, *unused: Any) -> None:
 
 
 @torch.library.register_fake("bgkd::fused_loss_")
-def _(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None, vocab_size: int,
+def _(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None, vocab_size: int,
       features: int, *unused: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
     num_tokens = student_logits.shape[0]
     rows = len(stat_names(Feature(features)))
     stats = student_logits.new_empty((rows, num_tokens), dtype=torch.float32)
-    return stats, student_logits.new_empty((4, num_tokens), dtype=torch.float32)
+    return stats, student_logits.new_empty((5, num_tokens), dtype=torch.float32)
 
 
 @torch.library.register_fake("bgkd::merge_loss")
 def _(partial: Tensor, *unused: Any) -> tuple[Tensor, Tensor, Tensor]:
-    losses = partial.new_empty((4, partial.shape[2]))
+    losses = partial.new_empty((5, partial.shape[2]))
     return torch.empty_like(partial[0]), losses, torch.empty_like(partial[0])
 
 

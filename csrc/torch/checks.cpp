@@ -116,19 +116,26 @@ void check_stats_tensor(const char* op, const char* name, const Tensor& stats,
 
 ObjectiveParams check_objective(const char* op, const ObjectiveArguments& objective,
                                 double temperature, uint32_t features) {
-  TORCH_CHECK_VALUE(objective.soft_term >= 0 && objective.soft_term <= 2 &&
-                        objective.soft_weighting >= 0 && objective.soft_weighting <= 3 &&
+  TORCH_CHECK_VALUE(objective.soft_term >= 0 && objective.soft_term <= 3 &&
+                        objective.weighting >= 0 && objective.weighting <= 5 &&
                         objective.hard_label >= 0 && objective.hard_label <= 1,
-                    op, ": unknown objective: soft_term ", objective.soft_term, ", soft_weighting ",
-                    objective.soft_weighting, ", hard_label ", objective.hard_label);
+                    op, ": unknown objective: soft_term ", objective.soft_term, ", weighting ",
+                    objective.weighting, ", hard_label ", objective.hard_label);
   ObjectiveParams params{};
   params.soft = static_cast<SoftTerm>(objective.soft_term);
   params.softened = objective.softened;
-  params.soft_scale = objective.softened ? static_cast<float>(temperature * temperature) : 1.f;
-  params.weight = static_cast<SoftWeight>(objective.soft_weighting);
-  params.static_weight = static_cast<float>(objective.static_weight);
-  params.entropy_scale = static_cast<float>(objective.entropy_scale);
+  params.squared_temperature =
+      objective.softened ? static_cast<float>(temperature * temperature) : 1.f;
+  params.adaptive_mu = static_cast<float>(objective.adaptive_mu);
+  params.adaptive_detach = objective.adaptive_detach;
+  params.weighting = static_cast<Weighting>(objective.weighting);
+  params.entropy_maximum = static_cast<float>(objective.entropy_maximum);
+  params.soft_weight = {static_cast<float>(objective.soft_offset),
+                        static_cast<float>(objective.soft_slope)};
+  params.hard_weight = {static_cast<float>(objective.hard_offset),
+                        static_cast<float>(objective.hard_slope)};
   params.hard = static_cast<HardLabel>(objective.hard_label);
+  params.entropy_regularizer = static_cast<float>(objective.entropy_regularizer);
   const uint32_t needed = objective_features(params);
   TORCH_CHECK_VALUE((needed & ~features) == 0, op, ": the objective reads features ", needed,
                     ", only ", features, " are asked for");
@@ -268,8 +275,6 @@ FusedArgs check_fused_args(const char* op, const Tensor& student, const Optional
                     ": the logits must hold the whole vocabulary of ", vocab_size,
                     " token ids, got ", stats.logits.num_columns,
                     "; a shard takes vocab_stats and vocab_stats_backward");
-  TORCH_CHECK_VALUE(stats.params.features & kTeacher, op,
-                    ": needs a teacher; without one take vocab_stats and vocab_stats_backward");
   FusedArgs args{};
   args.logits = stats.logits;
   args.labels = stats.labels;

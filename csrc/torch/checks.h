@@ -55,10 +55,13 @@ FdivGradientArgs check_fdiv_gradient_args(const char* op, const Tensor& global,
 struct ObjectiveArguments {
   int64_t soft_term;
   bool softened;
-  int64_t soft_weighting;
-  double static_weight;
-  double entropy_scale;
+  double adaptive_mu;
+  bool adaptive_detach;
+  int64_t weighting;
+  double entropy_maximum;
+  double soft_offset, soft_slope, hard_offset, hard_slope;
   int64_t hard_label;
+  double entropy_regularizer;
 };
 
 FusedArgs check_fused_args(const char* op, const Tensor& student, const OptionalTensor& teacher,

@@ -123,15 +123,18 @@ struct Operators {
   static std::tuple<Tensor, Tensor> fused_loss_inplace(
       Tensor& student, const OptionalTensor& teacher, const OptionalTensor& labels,
       int64_t vocab_size, int64_t features, double temperature, double power_exponent,
-      int64_t ignore_index, int64_t soft_term, bool softened, int64_t soft_weighting,
-      double static_weight, double entropy_scale, int64_t hard_label) {
+      int64_t ignore_index, int64_t soft_term, bool softened, double adaptive_mu,
+      bool adaptive_detach, int64_t weighting, double entropy_maximum, double soft_offset,
+      double soft_slope, double hard_offset, double hard_slope, int64_t hard_label,
+      double entropy_regularizer) {
     constexpr const char* kOp = "fused_loss_";
     at::assert_no_internal_overlap(student);
     if (teacher) at::assert_no_partial_overlap(student, *teacher);
     FusedArgs args = check_fused_args(
         kOp, student, teacher, labels, vocab_size, features, temperature, power_exponent,
         ignore_index,
-        {soft_term, softened, soft_weighting, static_weight, entropy_scale, hard_label});
+        {soft_term, softened, adaptive_mu, adaptive_detach, weighting, entropy_maximum, soft_offset,
+         soft_slope, hard_offset, hard_slope, hard_label, entropy_regularizer});
     const Executor executor(kOp, student.device(), args.num_tokens, student.size(1));
     const auto options = student.options().dtype(at::kFloat);
     Tensor global = at::empty({num_rows(args.params.features), args.num_tokens}, options);
@@ -148,11 +151,14 @@ struct Operators {
   static std::tuple<Tensor, Tensor, Tensor> merge_loss(
       const Tensor& partial, const OptionalTensor& labels, int64_t features, double temperature,
       double power_exponent, int64_t ignore_index, int64_t soft_term, bool softened,
-      int64_t soft_weighting, double static_weight, double entropy_scale, int64_t hard_label) {
+      double adaptive_mu, bool adaptive_detach, int64_t weighting, double entropy_maximum,
+      double soft_offset, double soft_slope, double hard_offset, double hard_slope,
+      int64_t hard_label, double entropy_regularizer) {
     constexpr const char* kOp = "merge_loss";
     LossArgs args = check_loss_args(
         kOp, partial, labels, features, temperature, power_exponent, ignore_index,
-        {soft_term, softened, soft_weighting, static_weight, entropy_scale, hard_label});
+        {soft_term, softened, adaptive_mu, adaptive_detach, weighting, entropy_maximum, soft_offset,
+         soft_slope, hard_offset, hard_slope, hard_label, entropy_regularizer});
     const int64_t num_tokens = args.merge.num_tokens;
     const Executor executor(kOp, partial.device(), num_tokens, /*num_columns=*/0);
     Tensor global = at::empty({partial.size(1), num_tokens}, partial.options());

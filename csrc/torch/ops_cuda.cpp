@@ -59,14 +59,15 @@ class CudaExecutor {
   void run(const FusedArgs& args) const {
     const FusedPlan plan =
         plan_fused_launch(args.grad_columns, element_size(args.logits.dtype), shared_memory());
-    if (plan.cluster == 0) return run_in_phases(args);
+    const bool has_teacher = (args.params.features & kTeacher) != 0;
+    if (plan.cluster == 0 || !has_teacher) return run_in_phases(args);
     check(launch_fused_loss(args, plan, stream()));
   }
   void run(const LossArgs& args) const { check(launch_loss(args, stream())); }
   void run(const ScaleArgs& args) const { check(launch_scale_rows(args, stream())); }
 
  private:
-  // A row that no cluster can hold: two reads instead of one.
+  // A row that no cluster can hold, or no teacher: two reads instead of one.
   void run_in_phases(const FusedArgs& args) const {
     const int64_t floats = num_rows(args.params.features) * args.num_tokens;
     const c10::DataPtr partial = allocate(floats), upstream = allocate(floats);

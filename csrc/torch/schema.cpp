@@ -36,17 +36,21 @@ TORCH_LIBRARY(bgkd, m) {
       "int vocab_size, int vocab_start, int features, float temperature, int kind, float lam, "
       "float alpha, float beta, int ignore_index) -> ()");
   // The gradient of losses[0].sum() overwrites student_logits. Returns global_stats and losses
-  // [4, N]: loss, hard, soft, soft weight.
+  // [5, N]: loss, hard, soft, soft weight, hard weight. The objective: core/objective.h; each
+  // weight is offset + slope u.
   m.def(
       "fused_loss_(Tensor(a!) student_logits, Tensor? teacher_logits, Tensor? labels, "
       "int vocab_size, int features, float temperature, float power_exponent, int ignore_index, "
-      "int soft_term, bool softened, int soft_weighting, float static_weight, "
-      "float entropy_scale, int hard_label) -> (Tensor, Tensor)");
+      "int soft_term, bool softened, float adaptive_mu, bool adaptive_detach, int weighting, "
+      "float entropy_maximum, float soft_offset, float soft_slope, float hard_offset, "
+      "float hard_slope, int hard_label, float entropy_regularizer) -> (Tensor, Tensor)");
   // merge_stats and the objective: global_stats, losses, and the derivatives of losses[0].sum() for
   // vocab_stats_backward.
   m.def(
       "merge_loss(Tensor partial, Tensor? labels, int features, float temperature, "
-      "float power_exponent, int ignore_index, int soft_term, bool softened, int soft_weighting, "
-      "float static_weight, float entropy_scale, int hard_label) -> (Tensor, Tensor, Tensor)");
+      "float power_exponent, int ignore_index, int soft_term, bool softened, float adaptive_mu, "
+      "bool adaptive_detach, int weighting, float entropy_maximum, float soft_offset, "
+      "float soft_slope, float hard_offset, float hard_slope, int hard_label, "
+      "float entropy_regularizer) -> (Tensor, Tensor, Tensor)");
   m.def("scale_rows_(Tensor(a!) rows, Tensor scale) -> ()");
 }

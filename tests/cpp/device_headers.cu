@@ -2,12 +2,13 @@
 // only the host may call.
 
 #include "../../csrc/core/gradient.h"
+#include "../../csrc/core/objective.h"
 #include "../../csrc/core/online.h"
 
 using namespace bgkd;
 
 __global__ void statistics(const float* z, const float* t, float* partial, float* gradient,
-                           StatsParams params) {
+                           StatsParams params, ObjectiveParams objective) {
   LaneStats<float, kAllFeatures> lane;
   const Block<float, 2> z_block{{z[0], z[1]}}, t_block{{t[0], t[1]}};
   update(lane, z_block, t_block, 0.f, params.inv_temperature, params.power_exponent);
@@ -18,6 +19,8 @@ __global__ void statistics(const float* z, const float* t, float* partial, float
   part[kForward] = lane.forward;
   const TokenStats global = finalize(merge(part, neutral_stats(), params), params);
   store_stats(global, partial, gridDim.x, blockIdx.x, params.features);
-  const RowGradient row = row_gradient(global, part, params);
+  TokenStats upstream;
+  store_loss(evaluate(objective, global, upstream), partial, gridDim.x, blockIdx.x);
+  const RowGradient row = row_gradient(global, upstream, params);
   gradient[0] = element_gradient<GradientKind::kSoftened>(row, z[0], t[0]);
 }

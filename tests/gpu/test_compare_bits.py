@@ -9,7 +9,7 @@ import compare_bits
 import numpy as np
 import pytest
 from compare_bits import STAND_IN, compare, compare_all
-from vocab_kernels.contract import BF16, Divergence, SoftTerm, SoftWeight
+from vocab_kernels.contract import BF16, Divergence, SoftTerm, Weighting
 from vocab_kernels.launch_set import Arrays, Launch, launch_set
 from vocab_kernels.launchers import Launchers
 from vocab_kernels.objectives import Objective
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason="the CPU operators need it")
 ops = pytest.importorskip("bgkd_megatron.ops", reason="the CPU operators are not built")
 
 PROBLEM = Problem(BF16, 203, (ordinary, ordinary, ordinary), (0.0, 0.5, IGNORED))
-OBJECTIVE = Objective(SoftTerm.FORWARD, SoftWeight.SHANNON)
+OBJECTIVE = Objective(SoftTerm.FORWARD, Weighting.SHANNON)
 LAUNCHES = {
     launch.kernel: launch
     for launch in (

@@ -13,15 +13,31 @@ from vocab_kernels.checks import assert_clean, assert_stats, assert_within
 from vocab_kernels.contract import ALL_FEATURES, FP16, FP32, Feature, stat_rows
 from vocab_kernels.formulas import stacked
 from vocab_kernels.launchers import Launchers
-from vocab_kernels.objectives import OBJECTIVES, REVERSE, Evaluated, Objective
+from vocab_kernels.objectives import (
+    ADAPTIVE,
+    LOSSES,
+    OBJECTIVES,
+    REVERSE,
+    Evaluated,
+    Objective,
+)
 from vocab_kernels.problem import IGNORED, Layout, Problem
-from vocab_kernels.rows import FINITE, INFINITE, ordinary, student_holes, teacher_holes
+from vocab_kernels.rows import (
+    FINITE,
+    INFINITE,
+    common_holes,
+    ordinary,
+    student_holes,
+    teacher_holes,
+)
 
 COLUMNS = 211
 PATTERNS = (*FINITE, *INFINITE, ordinary)
 LABELS = (0.0, 1.0, *[0.5] * (len(PATTERNS) - 3), IGNORED)
 # one shard; two; a shard without columns first, in the middle and last, and one of one column
 CUTS = {"whole": [], "halves": [105], "empty shards": [0, 70, 70, 71, COLUMNS]}
+# What keeps a soft term finite.
+HOLES = {REVERSE: student_holes, ADAPTIVE: common_holes}
 
 
 def partials(p: Problem, cuts: list[int], features: Feature) -> np.ndarray:
@@ -79,7 +95,7 @@ def test_after_vocab_stats(launchers: Launchers) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_loss(launchers: Launchers, objective: Objective, options: dict[str, float]) -> None:
     """The objective on the merged statistics, and its derivatives."""
-    holes = student_holes if objective.soft == REVERSE else teacher_holes
+    holes = HOLES.get(objective.soft, teacher_holes)
     patterns = [*FINITE, holes, ordinary]
     p = Problem(FP32, COLUMNS, patterns, (0.0, 1.0, *[0.5] * (len(patterns) - 3), IGNORED))
     partial = partials(p, CUTS["empty shards"], objective.features)
@@ -93,7 +109,7 @@ def test_loss(launchers: Launchers, objective: Objective, options: dict[str, flo
     for k, name in enumerate(stat_rows(objective.features)):
         assert_within(stats[name], outcome.global_stats[k], name, patterns)
         assert_within(exact.upstream.get(name, zero), outcome.result[k], f"d {name}", patterns)
-    for k, name in enumerate(("loss", "hard", "soft", "weight")):
+    for k, name in enumerate(LOSSES):
         assert_within(exact.losses[k], outcome.losses[k], name, patterns)
 
 

@@ -21,13 +21,13 @@ from vocab_kernels.contract import (
     HardLabel,
     LogitType,
     SoftTerm,
-    SoftWeight,
+    Weighting,
     stat_rows,
 )
 from vocab_kernels.formulas import stacked
 from vocab_kernels.gradients import DIFFERENTIABLE, FDivergence, stats_gradient
 from vocab_kernels.launchers import Launchers
-from vocab_kernels.objectives import ENTROPY_SCALE, STATIC_WEIGHT, Evaluated, Objective
+from vocab_kernels.objectives import LOSSES, Evaluated, Objective
 from vocab_kernels.problem import IGNORED, Layout, Problem
 from vocab_kernels.rows import ABSENT, FINITE, INFINITE, ordinary
 from vocab_kernels.upstream import packed, upstream_of
@@ -150,11 +150,13 @@ def test_fdiv(launchers: Launchers, dtype: LogitType, kind: Divergence) -> None:
 
 
 OBJECTIVES = {
-    "forward shannon": Objective(SoftTerm.FORWARD, SoftWeight.SHANNON),
+    "forward shannon": Objective(SoftTerm.FORWARD, Weighting.SHANNON),
     "reverse tsallis argmax": Objective(
-        SoftTerm.REVERSE, SoftWeight.TSALLIS, HardLabel.TEACHER_ARGMAX
+        SoftTerm.REVERSE, Weighting.TSALLIS, HardLabel.TEACHER_ARGMAX
     ),
-    "softened confidence": Objective(SoftTerm.FORWARD, SoftWeight.CONFIDENCE, softened=True),
+    "softened confidence": Objective(SoftTerm.FORWARD, Weighting.CONFIDENCE, softened=True),
+    "adaptive wsl": Objective(SoftTerm.ADAPTIVE, Weighting.WSL, regularizer=0.125),
+    "label confidence": Objective(SoftTerm.FORWARD, Weighting.LABEL_CONFIDENCE),
 }
 
 
@@ -166,13 +168,12 @@ def test_fused_loss(launchers: Launchers, dtype: LogitType, objective: Objective
     features = int(objective.features | Feature.LABEL)
     _, losses = ops.fused_loss_(
         z, t, labels, p.total, features, 1 / p.inv_temperature, p.power_exponent, IGNORED,
-        int(objective.soft), objective.softened, int(objective.weight), STATIC_WEIGHT,
-        ENTROPY_SCALE, int(objective.hard),
+        *objective.arguments,
     )  # fmt: skip
     outcome = launchers.fused_loss(p, objective, Layout(64, 2), noise=1.0)
     assert_clean(outcome)
     exact = Evaluated(objective, p.model)
-    for k in range(4):
+    for k in range(len(LOSSES)):
         bound = twice(exact.losses[k], losses[k].numpy())
         assert_within(bound, outcome.losses[k], f"loss {k}", p.patterns)
     size = np.abs(finite(exact.gradient.value)) + exact.gradient.error

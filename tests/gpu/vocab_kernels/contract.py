@@ -42,13 +42,16 @@ class SoftTerm(IntEnum):
     NONE = 0
     FORWARD = 1
     REVERSE = 2
+    ADAPTIVE = 3
 
 
-class SoftWeight(IntEnum):
-    STATIC = 0
+class Weighting(IntEnum):
+    CONSTANT = 0
     CONFIDENCE = 1
-    SHANNON = 2
-    TSALLIS = 3
+    LABEL_CONFIDENCE = 2
+    SHANNON = 3
+    TSALLIS = 4
+    WSL = 5
 
 
 class HardLabel(IntEnum):

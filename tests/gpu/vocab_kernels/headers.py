@@ -30,7 +30,7 @@ def _code(name: str) -> str:
 
 
 def _structs() -> dict[str, type[ctypes.Structure]]:
-    enums = ("DType", "FDivergence", "SoftTerm", "SoftWeight", "HardLabel")
+    enums = ("DType", "FDivergence", "SoftTerm", "Weighting", "HardLabel")
     types: dict[str, type] = dict.fromkeys(enums, ctypes.c_int)
     types |= {"int": ctypes.c_int, "bool": ctypes.c_bool, "float": ctypes.c_float,
               "int64_t": ctypes.c_int64, "uint32_t": ctypes.c_uint32}  # fmt: skip

@@ -23,14 +23,14 @@ from .contract import (
     Divergence,
     LogitType,
     SoftTerm,
-    SoftWeight,
+    Weighting,
     stat_rows,
 )
 from .formulas import stacked
 from .gradients import FDivergence, stats_gradient
 from .headers import CudaPlan, FusedPlan, SharedMemory
 from .launchers import Launchers, Outcome
-from .objectives import ENTROPY_SCALE, STATIC_WEIGHT, Evaluated, Objective
+from .objectives import Evaluated, Objective
 from .problem import IGNORED, Layout, Problem
 from .rows import FINITE, INFINITE, ordinary
 from .upstream import packed, upstream_of
@@ -94,7 +94,7 @@ class Launch:
     def name(self) -> str:
         of = self.divergence.name.lower() if self.divergence is not None else ""
         if self.objective is not None:
-            of = self.objective.soft_stat
+            of = self.objective.kl_stat
         p = self.problem
         return " ".join(filter(None, [self.kernel, of, f"{p.rows} x {p.columns}", p.dtype.name]))
 
@@ -210,8 +210,7 @@ class Launch:
         merging = (labels, features, temperature, power, IGNORED)
         gradient = (z, t, labels, p.total, 0, features, temperature)
         if objective is not None:
-            named = (int(objective.soft), objective.softened, int(objective.weight), STATIC_WEIGHT,
-                     ENTROPY_SCALE, int(objective.hard))  # fmt: skip
+            named = objective.arguments
         match self.kernel:
             case "statistics":
                 found = {"statistics": ops.vocab_stats(*gradient, power, IGNORED)}
@@ -320,9 +319,10 @@ def _launches(problem: Problem) -> Iterator[Launch]:
     labels = (*[0.5] * (len(finite_rows) - 1), IGNORED if len(finite_rows) > 1 else 0.5)
     rows = Problem(problem.dtype, problem.columns, finite_rows, labels)
     for objective in (
-        Objective(SoftTerm.FORWARD, SoftWeight.SHANNON),
-        Objective(SoftTerm.REVERSE, SoftWeight.TSALLIS),
-        Objective(SoftTerm.FORWARD, SoftWeight.CONFIDENCE, softened=True),
+        Objective(SoftTerm.FORWARD, Weighting.SHANNON),
+        Objective(SoftTerm.REVERSE, Weighting.TSALLIS),
+        Objective(SoftTerm.FORWARD, Weighting.CONFIDENCE, softened=True),
+        Objective(SoftTerm.ADAPTIVE, Weighting.WSL, regularizer=0.125),
     ):
         yield Launch("loss", rows, objective=objective)
         yield Launch("fused loss", rows, objective=objective)

@@ -17,7 +17,7 @@ from stand_in_runtime import HostLaunch, StandInRuntime
 from .build import ShippedKernels
 from .contract import ALL_FEATURES, EXPONENTS, Divergence, Feature, stat_rows
 from .headers import CudaPlan, FusedPlan, SharedMemory, structs
-from .objectives import Objective
+from .objectives import LOSSES, Objective
 from .problem import IGNORED, WHOLE_ROWS, Layout, Problem
 
 CAPACITY = 1 << 24  # bytes of device memory; small, for every launch sets up its shadow
@@ -198,7 +198,7 @@ class Launchers:
         student, grad = self._gradient_tensors(device, problem, layout, columns, in_place)
         shape = (len(stat_rows(features)), problem.rows)
         stats = device.allocate(shape, np.float32, "global")
-        losses = device.allocate((4, problem.rows), np.float32, "losses")
+        losses = device.allocate((len(LOSSES), problem.rows), np.float32, "losses")
         args = structs.FusedArgs(
             self._shard(device, problem, layout, Feature.TEACHER, student),
             self._labels(device, problem), _params(problem, features),
@@ -219,7 +219,7 @@ class Launchers:
         shape = partial.shape[1:]
         stats = device.allocate(shape, np.float32, "global")
         upstream = device.allocate(shape, np.float32, "upstream")
-        losses = device.allocate((4, problem.rows), np.float32, "losses")
+        losses = device.allocate((len(LOSSES), problem.rows), np.float32, "losses")
         merge = structs.MergeArgs(
             device.upload(partial, "partial").address, len(partial), self._labels(device, problem),
             _params(problem, features), problem.rows, stats.address,
