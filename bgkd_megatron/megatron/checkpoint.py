@@ -48,6 +48,8 @@ class TrainState:
     scheduler: OptimizerParamScheduler
     iteration: int = 0
     """steps done"""
+    skipped: int = 0
+    """those of them whose loss or gradient was not finite"""
 
 
 def save_checkpoint(
@@ -74,6 +76,7 @@ def save_checkpoint(
             Progress(
                 iteration=state.iteration,
                 consumed_samples=state.iteration * config.training.global_batch_size,
+                skipped=state.skipped,
                 world_size=dist.get_world_size(),
                 layout=_layout(config),
                 distributed_optimizer=config.parallel.distributed_optimizer,
@@ -110,12 +113,14 @@ def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) ->
     state.scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         _restore_rng(loaded["rng"])
-    state.iteration = progress.iteration
+    state.iteration, state.skipped = progress.iteration, progress.skipped
 
 
 def _layout(config: TrainConfig) -> dict[str, Any]:
     """What decides which rank draws which random numbers."""
-    return config.parallel.model_dump(exclude={"distributed_optimizer", "overlap"})
+    return config.parallel.model_dump(
+        exclude={"distributed_optimizer", "overlap", "timeout_minutes"}
+    )
 
 
 def _pieces(state: TrainState) -> list[GPTModel]:

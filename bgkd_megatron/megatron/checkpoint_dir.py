@@ -35,6 +35,8 @@ class Progress(BaseModel):
 
     iteration: int
     """steps done"""
+    skipped: int
+    """steps whose loss or gradient was not finite"""
     consumed_samples: int
     world_size: int
     layout: dict[str, Any]

@@ -98,6 +98,9 @@ class ParallelConfig(Section):
     overlap: bool = False
     """Gradients are reduced during backward and, with distributed_optimizer, parameters gathered
     during forward."""
+    timeout_minutes: PositiveFloat = 30.0
+    """After so long a rank that waits for another one gives up; loading and saving must be
+    faster."""
 
     @property
     def ranks_per_replica(self) -> int:
@@ -154,6 +157,9 @@ class TrainingConfig(Section):
     seed: int = Field(default=1234, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations; losses, gradient sums and optimizer states are fp32."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite: end the run, or change no weight and
+    be counted as skipped."""
     gradient_in_forward: bool = False
     """Loss and gradient from one read of the logits where a row stays on the chip: hybrid_loss.
     The same but for rounding: the gradient is rounded to the logits' type before it is scaled."""

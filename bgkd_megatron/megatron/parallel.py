@@ -24,8 +24,6 @@ __all__ = [
     "shutdown",
 ]
 
-_TIMEOUT = timedelta(minutes=30)
-
 
 def device() -> torch.device:
     """The device of this process: its own GPU, or the CPU where there is none."""
@@ -34,20 +32,21 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def init_distributed() -> None:
+def init_distributed(timeout_minutes: float = 30.0) -> None:
     """Join the processes that torchrun started; without torchrun the job is this one process.
 
     NCCL and one GPU per process where CUDA is available, else gloo.
     """
+    timeout = timedelta(minutes=timeout_minutes)
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if cuda else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
 
 
 def init_model_parallel(layout: ParallelConfig, *, seed: int = 0) -> None:
@@ -65,6 +64,7 @@ def init_model_parallel(layout: ParallelConfig, *, seed: int = 0) -> None:
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
         context_parallel_size=layout.context_parallel,
         expert_model_parallel_size=layout.expert_parallel,
+        distributed_timeout_minutes=layout.timeout_minutes,
     )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -29,13 +29,16 @@ def train(config: TrainConfig) -> None:
     """Run `config` from its latest checkpoint, or from the start, to its last step or to SIGTERM.
 
     Needs the process groups of config.parallel.  Raises RunError when loss or gradient are not
-    finite, and RunError or RankError when a file cannot be written; the latest checkpoint then
-    stays as it is.
+    finite and training.not_finite is "stop", and RunError or RankError when a file cannot be
+    written; the latest checkpoint then stays as it is.
     """
     run = _Run(config)
     with StopSignal() as stop:  # also while the log is closed, after the last save
         try:
             run.train_until(stop)
+        except Exception as error:
+            error.add_note(f"in step {run.state.iteration + 1}")
+            raise
         finally:
             run.close()
 
@@ -123,9 +126,9 @@ class _Run:
         metrics = mean_metrics(reports)
         state.scheduler.step(1)
         if metrics["tokens"]:  # else every gradient is 0 and only the momentum would move weights
-            self._require_finite("loss", metrics["loss"])
-            _, metrics["grad_norm"], _ = state.optimizer.step()
-            self._require_finite("gradient norm", metrics["grad_norm"])
+            metrics["grad_norm"] = self._update(metrics["loss"])
+        if config.training.not_finite == "skip":
+            metrics["skipped_steps"] = state.skipped
         seconds = time.monotonic() - start
         # Masked tokens cost as much as others.
         tokens = config.training.global_batch_size * config.data.seq_length
@@ -136,11 +139,31 @@ class _Run:
             "tokens_per_second": tokens / seconds,
         }
 
+    def _update(self, loss: float) -> float:
+        """Change the weights by the gradients; returns the norm of these."""
+        optimizer = self.state.optimizer
+        if self.config.training.not_finite == "stop":
+            self._require_finite("loss", loss)
+            _, norm, _ = optimizer.step()
+            self._require_finite("gradient norm", norm)
+            return float(norm)
+        optimizer.prepare_grads()
+        norm = float(optimizer.get_grad_norm())
+        if math.isfinite(loss) and math.isfinite(norm):
+            optimizer.step()
+        else:  # the same on all ranks: both are sums over them
+            self.state.skipped += 1
+            self._tell(
+                f"step {self.state.iteration + 1} is skipped: loss {loss}, gradient norm {norm}"
+            )
+        return norm
+
     def _require_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise RunError(
                 f"step {self.state.iteration + 1}: the {name} is {value}; nothing was saved after "
-                "the latest checkpoint. Lower optimizer.lr or check the data of this step"
+                "the latest checkpoint. Lower optimizer.lr, check the data of this step, or set "
+                "training.not_finite=skip"
             )
 
     def _evaluate(self, stop: StopSignal) -> None:

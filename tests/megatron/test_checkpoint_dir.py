@@ -23,6 +23,7 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
     checkpoint.mkdir(parents=True)
     checkpoint_dir.Progress(
         iteration=5,
+        skipped=0,
         consumed_samples=20,
         world_size=6,
         layout={"tensor_parallel": 3},

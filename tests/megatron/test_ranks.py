@@ -37,6 +37,7 @@ CHECKS = {
         "evaluation_of_a_checkpoint",
         "finished_run_is_evaluated_again",
         "not_finite_is_an_error",
+        "not_finite_is_skipped",
         "batches_without_a_target",
         "bf16_run",
         "fresh_student_without_teacher",
