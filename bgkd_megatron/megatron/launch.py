@@ -14,17 +14,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch.distributed as dist
+from rich.console import Console
 
 from bgkd_megatron.megatron import checkpoint_dir, cpu_compat, parallel
 from bgkd_megatron.megatron.checks import check_run
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.config_file import load_config
+from bgkd_megatron.megatron.dry_run import dry_run
 from bgkd_megatron.megatron.errors import ConfigError, RankError, RunError
 from bgkd_megatron.megatron.quiet import silence_megatron
 from bgkd_megatron.megatron.run_lock import lock_folders
 from bgkd_megatron.settings import explain
 
-__all__ = ["add_config_arguments", "launch"]
+__all__ = ["add_config_arguments", "launch", "print_plan"]
 
 _OF_ANOTHER_RANK = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out")
 """What the network says; gloo has no error type of its own."""
@@ -36,6 +38,21 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's"
     )
+
+
+def print_plan(args: argparse.Namespace, world_size: int | None) -> int:
+    """Print what the run would do; returns the exit code.  Only the first of several processes
+    does."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        console = Console(width=None if sys.stdout.isatty() else 150)
+        dry_run(load_config(args.config, args.overrides), world_size, console)
+    except ConfigError as error:
+        _print_error(str(error))
+        return 2
+    return 0
 
 
 def launch(

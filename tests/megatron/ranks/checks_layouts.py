@@ -9,8 +9,14 @@ from typing import Any
 
 import torch.distributed as dist
 from checks_run import REFERENCE, assert_same_run, keep_half
+from megatron.core import parallel_state
 from runs import last_checkpoint, records, train, weights
 from world import layout, run_config
+
+from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.model import build_model
+from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.sizes import rank_sizes
 
 Check = Callable[[Path], None]
 SHARDED = {"distributed_optimizer": True}
@@ -114,6 +120,7 @@ def same_run(workspace: Path, name: str, sizes: dict[str, Any], variant: str = "
         if "model_dir" in sections.get(role, {}):
             sections[role] = {"model_dir": workspace / sections[role]["model_dir"]}
     config = run_config(workspace, name, parallel=sizes, **sections)
+    assert_sizes(config)
     train(config)
     reference = run_config(workspace, variant if variant in ALONE else REFERENCE)
     if not sizes:
@@ -123,6 +130,25 @@ def same_run(workspace: Path, name: str, sizes: dict[str, Any], variant: str = "
     start = config.student.model_dir
     assert start is not None
     assert_same_run(config, reference, start)
+
+
+def assert_sizes(config: TrainConfig) -> None:
+    """The plan of a run knows how many parameters this rank will have."""
+    assert config.teacher is not None
+    student, teacher = config.student.model(), ModelConfig.read(config.teacher.model_dir)
+    plan = rank_sizes(config, student, teacher, dist.get_world_size())
+    with layout(**config.parallel.model_dump()):
+        mine = plan[parallel_state.get_pipeline_model_parallel_rank()]
+        for model, section, expected in (
+            (student, config.student, mine.student_parameters),
+            (teacher, config.teacher, mine.teacher_parameters),
+        ):
+            pieces = build_model(
+                model,
+                sequence_parallel=config.parallel.sequence_parallel,
+                layers_per_stage=section.layers_per_stage,
+            )
+            assert sum(p.numel() for piece in pieces for p in piece.parameters()) == expected
 
 
 def resumed(workspace: Path, name: str, source: str, sizes: dict[str, Any]) -> None:
