@@ -52,6 +52,8 @@ def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
             yield f"{prefix} cannot be read ({error})"
     if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         yield "logging.tensorboard: pip install tensorboard, or set it to false"
+    if config.logging.wandb is not None and importlib.util.find_spec("wandb") is None:
+        yield "logging.wandb: pip install wandb, or leave it out"
 
 
 def _folder_problems(folders: Mapping[str, Path]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.objectives.config import ObjectiveConfig
 from bgkd_megatron.settings import Count, Section
 
-__all__ = ["OptimizerConfig", "ParallelConfig", "TrainConfig"]
+__all__ = ["OptimizerConfig", "ParallelConfig", "TrainConfig", "WandbConfig"]
 
 
 class StudentConfig(Section):
@@ -174,6 +174,16 @@ class CheckpointConfig(Section):
     keep: Count = 2
 
 
+class WandbConfig(Section):
+    """Weights & Biases, beside the other logs."""
+
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    mode: Literal["online", "offline"] = "online"
+    """offline: in logging.dir/wandb, for `wandb sync`"""
+
+
 class LoggingConfig(Section):
     """JSON lines, TensorBoard events, the resolved configuration, Megatron's index of samples."""
 
@@ -181,6 +191,7 @@ class LoggingConfig(Section):
     interval: Count = 1
     """In steps."""
     tensorboard: bool = True
+    wandb: WandbConfig | None = None
 
 
 class EvaluationConfig(Section):

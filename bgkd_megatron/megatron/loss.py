@@ -24,6 +24,7 @@ from bgkd_megatron.final_logits import NO_CHANGE, FinalLogits
 from bgkd_megatron.loss import hybrid_loss
 from bgkd_megatron.objectives.hybrid import HybridObjective
 from bgkd_megatron.objectives.metrics import bridges_and_gardens, token_metrics
+from bgkd_megatron.ranges import named_range
 from bgkd_megatron.schedule import ForwardStep, Microbatch
 from bgkd_megatron.sequence_layout import SequenceLayout
 from bgkd_megatron.teacher.states import Teacher, TeacherStates
@@ -119,7 +120,11 @@ class DistillationLoss:
 
         return step
 
-    def _process_output(
+    def _process_output(self, **arguments: Any) -> Tensor:
+        with named_range("loss"):
+            return self._token_losses(**arguments)
+
+    def _token_losses(
         self,
         *,
         hidden_states: Tensor,

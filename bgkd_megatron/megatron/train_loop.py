@@ -17,6 +17,7 @@ from bgkd_megatron.megatron.errors import RunError
 from bgkd_megatron.megatron.evaluation import evaluate, evaluation_loss
 from bgkd_megatron.megatron.gradients import Gradients
 from bgkd_megatron.megatron.loss import DistillationLoss, mean_metrics
+from bgkd_megatron.megatron.memory import memory_metrics
 from bgkd_megatron.megatron.optimizer import build_optimizer, build_scheduler
 from bgkd_megatron.megatron.run_log import RunLog
 from bgkd_megatron.megatron.stop_signal import StopSignal
@@ -137,6 +138,8 @@ class _Run:
             "lr": state.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_rank": tokens / seconds / dist.get_world_size(),
+            **memory_metrics(),
         }
 
     def _update(self, loss: float) -> float:

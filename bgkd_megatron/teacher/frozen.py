@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from bgkd_megatron.final_logits import NO_CHANGE, FinalLogits
+from bgkd_megatron.ranges import named_range
 from bgkd_megatron.schedule import Microbatch, run_schedule
 from bgkd_megatron.teacher.states import TeacherStates
 
@@ -73,9 +74,10 @@ class FrozenTeacher:
 
     def _forward_step(self, batches: Iterator[Microbatch], piece: GPTModel) -> tuple[Tensor, Any]:
         batch = next(batches)
-        hidden: Tensor = piece(
-            batch.tokens, batch.position_ids, attention_mask=None, output_processor=_take_hidden
-        )
+        with named_range("teacher"):
+            hidden: Tensor = piece(
+                batch.tokens, batch.position_ids, attention_mask=None, output_processor=_take_hidden
+            )
         return hidden, partial(_keep, offload=self._offload)
 
     def _with_weight(self, hidden: Tensor) -> TeacherStates:

@@ -26,8 +26,8 @@ def train(config: TrainConfig) -> None:
 def records(config: TrainConfig) -> list[dict[str, Any]]:
     dist.barrier()  # rank 0 has written them
     lines = (config.logging.dir / METRICS_FILE).read_text().splitlines()
-    timing = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in json.loads(x).items() if k not in timing} for x in lines]
+    timing = ("seconds", "tokens_per_second", "memory")
+    return [{k: v for k, v in json.loads(x).items() if not k.startswith(timing)} for x in lines]
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
