@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from megatron.core import parallel_state
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron.core.models.gpt import GPTModel
@@ -108,6 +110,10 @@ def layout(tensor_parallel: int = 1, seed: int = 0, **sizes: Any) -> Iterator[No
         yield
     finally:
         parallel_state.destroy_model_parallel()
+        # Megatron forgets its groups, but gloo keeps the threads of each: hundreds for a layout.
+        for group in list(c10d._world.pg_map):
+            if group is not dist.group.WORLD:
+                dist.destroy_process_group(group)
 
 
 def load(workspace: Path, role: str, vocab_size: int, **options: Any) -> GPTModel:
