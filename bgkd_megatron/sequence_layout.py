@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bgkd_megatron.vocab_stats import all_gather
 
-__all__ = ["SequenceLayout"]
+__all__ = ["SequenceLayout", "piece_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class SequenceLayout:
     def own(self, whole: Tensor) -> Tensor:
         """[N] of this rank from [b, s]."""
         if self.cp_group is not None and self.cp_size > 1:
-            whole = _piece(whole, self.cp_group.rank(), self.cp_size)
+            whole = piece_of(whole, self.cp_group.rank(), self.cp_size)
         return whole.reshape(-1) if self.batch_first else whole.t().reshape(-1)
 
     def _by_sequence(self, row: Tensor) -> Tensor:
@@ -96,8 +96,10 @@ class SequenceLayout:
         return row.view(self.sequence_length, self.batch_size).t()
 
 
-def _piece(whole: Tensor, rank: int, size: int) -> Tensor:
-    """The two pieces of a rank, [..., s / size], of [..., s]."""
+def piece_of(whole: Tensor, rank: int, size: int) -> Tensor:
+    """The two pieces of a rank of `size`, [..., s / size], of [..., s]."""
+    if size == 1:
+        return whole
     pieces = whole.chunk(2 * size, dim=-1)
     return torch.cat((pieces[rank], pieces[2 * size - 1 - rank]), dim=-1)
 
@@ -124,4 +126,4 @@ class _Whole(torch.autograd.Function):
         total = gathered[0]
         for part in gathered[1:]:
             total = total + part
-        return _piece(total, group.rank(), group.size()), None
+        return piece_of(total, group.rank(), group.size()), None

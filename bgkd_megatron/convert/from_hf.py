@@ -67,7 +67,7 @@ def _write_model(source: Source, directory: Path) -> None:
 
     with process_groups():
         model = build_model(source.config)
-        fill_megatron(dict(model.named_parameters()), source.weights, source.config)
+        fill_megatron(dict(model[0].named_parameters()), source.weights, source.config)
         save_model_dir(model, source.config, directory)
 
 

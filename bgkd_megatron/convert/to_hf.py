@@ -60,7 +60,7 @@ def _read_weights(config: ModelConfig, model_dir: Path) -> Weights:
     with process_groups():
         model = build_model(config)
         load_weights(model, model_dir)
-        return to_hugging_face(dict(model.named_parameters()), config)
+        return to_hugging_face(dict(model[0].named_parameters()), config)
 
 
 def save(weights: Weights, directory: Path, dtype: torch.dtype) -> None:

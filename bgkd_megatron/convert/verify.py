@@ -25,13 +25,13 @@ def megatron_logits(model_dir: Path, ids: Tensor) -> Tensor:
 
     config = ModelConfig.read(model_dir)
     with process_groups():
-        model = build_model(config).eval()
+        model = build_model(config)
         load_weights(model, model_dir)
         length = ids.shape[1]
         positions = torch.arange(length, device=device()).expand_as(ids)
         future = torch.ones(1, 1, length, length, dtype=torch.bool, device=device()).triu(1)
-        logits = model(ids.to(device()), positions, future)
-        return logits[..., : config.vocab_size].cpu()
+        logits = model[0].eval()(ids.to(device()), positions, future)
+        return config.final_logits(logits)[..., : config.vocab_size].cpu()
 
 
 @torch.no_grad()

@@ -22,13 +22,14 @@ def dtype(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
 
 
-def build_student(config: TrainConfig, model_config: ModelConfig) -> GPTModel:
-    """The student at the start of the run: loaded, or with fresh weights."""
+def build_student(config: TrainConfig, model_config: ModelConfig) -> list[GPTModel]:
+    """The student's pieces on this rank at the start of the run: loaded, or with fresh weights."""
     model_dir = config.student.model_dir
     model = build_model(
         model_config,
         dtype=dtype(config),
         sequence_parallel=config.parallel.sequence_parallel,
+        layers_per_stage=config.student.layers_per_stage,
         seed=config.training.seed if model_dir is None else None,
     )
     if model_dir is not None:
@@ -41,13 +42,20 @@ def build_teacher(config: TrainConfig) -> FrozenTeacher | None:
     if config.teacher is None:
         return None
     model_dir = config.teacher.model_dir
+    model_config = ModelConfig.read(model_dir)
     model = build_model(
-        ModelConfig.read(model_dir),
+        model_config,
         dtype=dtype(config),
         sequence_parallel=config.parallel.sequence_parallel,
+        layers_per_stage=config.teacher.layers_per_stage,
     )
     load_weights(model, model_dir)
-    return FrozenTeacher(model)
+    return FrozenTeacher(
+        model,
+        final_logits=model_config.final_logits,
+        microbatches_ahead=config.teacher.microbatches_ahead,
+        offload=config.teacher.offload,
+    )
 
 
 def tokenizer(config: TrainConfig) -> Path | None:
@@ -63,6 +71,7 @@ def dataset_factory(config: TrainConfig, vocab_size: int) -> DatasetFactory:
         seq_length=config.data.seq_length,
         seed=config.training.seed,
         vocab_size=vocab_size,
+        end_of_document=config.data.end_of_document if config.objective.couples_positions else None,
         index_dir=config.logging.dir / "sample_index",
     )
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -23,7 +25,15 @@ from bgkd_megatron.megatron.checkpoint_dir import Progress
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError, writing
 from bgkd_megatron.megatron.model_config import ModelConfig
-from bgkd_megatron.megatron.weights import LAYOUT, read_weights, save_weights, write_model_files
+from bgkd_megatron.megatron.optimizer import load_optimizer, sharded_optimizer
+from bgkd_megatron.megatron.weights import (
+    LAYOUT,
+    load_pieces,
+    read_weights,
+    save_weights,
+    sharded_pieces,
+    write_model_files,
+)
 
 __all__ = ["TrainState", "load_checkpoint", "save_checkpoint"]
 
@@ -32,12 +42,14 @@ __all__ = ["TrainState", "load_checkpoint", "save_checkpoint"]
 class TrainState:
     """What changes in the course of a run."""
 
-    model: Any
-    """Megatron's DistributedDataParallel around the student"""
+    model: list[DistributedDataParallel]
+    """the pieces of the student on this rank"""
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     iteration: int = 0
     """steps done"""
+    skipped: int = 0
+    """those of them whose loss or gradient was not finite"""
 
 
 def save_checkpoint(
@@ -48,6 +60,9 @@ def save_checkpoint(
     Raises RunError (on all ranks) or RankError when it cannot be written; the latest checkpoint is
     then what it was.
     """
+    for piece in state.model:
+        if piece.ddp_config.overlap_param_gather:  # else the next forward would gather them
+            piece.start_param_sync(force_sync=True)
     root = config.checkpoint.dir
     target = checkpoint_dir.iteration_dir(root, state.iteration)
     first_rank = dist.get_rank() == 0
@@ -61,8 +76,10 @@ def save_checkpoint(
             Progress(
                 iteration=state.iteration,
                 consumed_samples=state.iteration * config.training.global_batch_size,
+                skipped=state.skipped,
                 world_size=dist.get_world_size(),
-                tensor_parallel=config.parallel.tensor_parallel,
+                layout=_layout(config),
+                distributed_optimizer=config.parallel.distributed_optimizer,
                 trajectory=config.trajectory(),
             ).write(target)
             checkpoint_dir.mark_latest(root, target)
@@ -78,9 +95,9 @@ def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) ->
     progress = checkpoint_dir.read_progress(checkpoint, config)
     request = _sharded_state(state, is_loading=True)
     # Generator states belong to a rank: on another layout the fresh seeds stay.
-    same_layout = (progress.world_size, progress.tensor_parallel) == (
+    same_layout = (progress.world_size, progress.layout) == (
         dist.get_world_size(),
-        config.parallel.tensor_parallel,
+        _layout(config),
     )
     if same_layout:
         request["rng"] = _rng_state()
@@ -91,18 +108,29 @@ def load_checkpoint(state: TrainState, config: TrainConfig, checkpoint: Path) ->
             f"{error}: write the name of an older checkpoint into {config.checkpoint.dir}/latest, "
             "or remove it to start over"
         ) from error
-    state.model.module.load_state_dict(loaded["model"])
-    state.optimizer.load_state_dict(loaded["optimizer"])
+    load_pieces(_pieces(state), loaded)
+    load_optimizer(state.optimizer, loaded["optimizer"])
     state.scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         _restore_rng(loaded["rng"])
-    state.iteration = progress.iteration
+    state.iteration, state.skipped = progress.iteration, progress.skipped
+
+
+def _layout(config: TrainConfig) -> dict[str, Any]:
+    """What decides which rank draws which random numbers."""
+    return config.parallel.model_dump(
+        exclude={"distributed_optimizer", "overlap", "timeout_minutes"}
+    )
+
+
+def _pieces(state: TrainState) -> list[GPTModel]:
+    return [piece.module for piece in state.model]
 
 
 def _sharded_state(state: TrainState, is_loading: bool = False) -> dict[str, Any]:
-    model = state.model.module.sharded_state_dict()
-    optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading)
-    return {"model": model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
+    model = sharded_pieces(_pieces(state))
+    optimizer = sharded_optimizer(state.optimizer, model, is_loading=is_loading)
+    return {**model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
 
 
 def _rng_state() -> ShardedObject:

@@ -35,9 +35,13 @@ class Progress(BaseModel):
 
     iteration: int
     """steps done"""
+    skipped: int
+    """steps whose loss or gradient was not finite"""
     consumed_samples: int
     world_size: int
-    tensor_parallel: int
+    layout: dict[str, Any]
+    """the sizes of TrainConfig.parallel"""
+    distributed_optimizer: bool
     trajectory: dict[str, Any]
     """TrainConfig.trajectory()"""
 
@@ -95,6 +99,12 @@ def read_progress(checkpoint: Path, config: TrainConfig) -> Progress:
             f"{checkpoint} belongs to another run ({'; '.join(changes)}): restore these settings "
             "to continue it, or choose a new checkpoint.dir and start from "
             f"student.model_dir={checkpoint}"
+        )
+    if progress.distributed_optimizer != config.parallel.distributed_optimizer:
+        raise ConfigError(
+            f"{checkpoint} holds the optimizer's states as of "
+            f"parallel.distributed_optimizer={str(progress.distributed_optimizer).lower()}: "
+            "restore this setting to continue it"
         )
     return progress
 

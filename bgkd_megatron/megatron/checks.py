@@ -12,6 +12,7 @@ from typing import Any
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.model_config import TOKENIZER_DIR, WEIGHTS_DIR, ModelConfig
+from bgkd_megatron.megatron.stages import stage_layers
 
 __all__ = ["check_run"]
 
@@ -51,6 +52,8 @@ def _problems(config: TrainConfig, world_size: int) -> Iterator[str]:
             yield f"{prefix} cannot be read ({error})"
     if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         yield "logging.tensorboard: pip install tensorboard, or set it to false"
+    if config.logging.wandb is not None and importlib.util.find_spec("wandb") is None:
+        yield "logging.wandb: pip install wandb, or leave it out"
 
 
 def _folder_problems(folders: Mapping[str, Path]) -> Iterator[str]:
@@ -73,25 +76,62 @@ def _model_dirs(config: TrainConfig) -> dict[str, Path]:
 
 
 def _layout_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
-    tensor_parallel = config.parallel.tensor_parallel
-    if world_size % tensor_parallel:
+    layout, training = config.parallel, config.training
+    if world_size % layout.ranks_per_replica:
         yield (
-            f"parallel.tensor_parallel={tensor_parallel} does not divide the {world_size} "
-            f"processes: start a multiple of {tensor_parallel} (torchrun --nproc-per-node)"
+            "parallel.tensor_parallel x pipeline_parallel x context_parallel = "
+            f"{layout.tensor_parallel} x {layout.pipeline_parallel} x {layout.context_parallel} "
+            f"does not divide the {world_size} processes: start a multiple of "
+            f"{layout.ranks_per_replica} (torchrun --nproc-per-node)"
         )
         return
-    data_parallel = world_size // tensor_parallel
-    batch = config.training.micro_batch_size * data_parallel
-    if config.training.global_batch_size % batch:
+    data_parallel = world_size // layout.ranks_per_replica
+    batch = training.micro_batch_size * data_parallel
+    if training.global_batch_size % batch:
         yield (
-            f"training.global_batch_size={config.training.global_batch_size} must be a multiple of "
-            f"micro_batch_size x data-parallel ranks = {config.training.micro_batch_size} x "
+            f"training.global_batch_size={training.global_batch_size} must be a multiple of "
+            f"micro_batch_size x data-parallel ranks = {training.micro_batch_size} x "
             f"{data_parallel} = {batch}"
         )
-    if config.parallel.sequence_parallel and config.data.seq_length % tensor_parallel:
+    elif layout.virtual_pipeline > 1:
+        yield from _interleaved_problems(config, training.global_batch_size // batch)
+    sequence_ranks = data_parallel * layout.context_parallel
+    if sequence_ranks % layout.expert_parallel:
         yield (
-            f"parallel.sequence_parallel cuts data.seq_length={config.data.seq_length} into "
-            f"{tensor_parallel} parts: make it a multiple of {tensor_parallel}"
+            f"parallel.expert_parallel={layout.expert_parallel} does not divide the "
+            f"{sequence_ranks} ranks of data and context parallelism: choose a divisor"
+        )
+    yield from _sequence_problems(config)
+
+
+def _interleaved_problems(config: TrainConfig, microbatches: int) -> Iterator[str]:
+    """Megatron's interleaved schedule takes a whole number of microbatches for each stage."""
+    stages = config.parallel.pipeline_parallel
+    counts = {f"the {microbatches} microbatches of a step on each rank": microbatches}
+    if config.teacher is not None and config.teacher.microbatches_ahead is not None:
+        ahead = config.teacher.microbatches_ahead
+        counts[f"teacher.microbatches_ahead={ahead}"] = ahead
+    for name, count in counts.items():
+        if count % stages:
+            yield (
+                f"parallel.virtual_pipeline={config.parallel.virtual_pipeline}: {name} must be a "
+                f"multiple of parallel.pipeline_parallel={stages}"
+            )
+
+
+def _sequence_problems(config: TrainConfig) -> Iterator[str]:
+    layout, length = config.parallel, config.data.seq_length
+    context = layout.context_parallel
+    if context > 1 and length % (2 * context):
+        yield (
+            f"parallel.context_parallel cuts data.seq_length={length} into {2 * context} parts: "
+            f"make it a multiple of {2 * context}"
+        )
+    elif layout.sequence_parallel and (length // context) % layout.tensor_parallel:
+        parts = layout.tensor_parallel * context
+        yield (
+            f"parallel.sequence_parallel cuts data.seq_length={length} into {parts} parts: make it "
+            f"a multiple of {parts}"
         )
 
 
@@ -109,6 +149,12 @@ def _model_problems(role: str, model: ModelConfig, config: TrainConfig) -> Itera
             f"data.seq_length={config.data.seq_length} is above the {role}'s "
             f"max_position_embeddings={model.max_position_embeddings}: lower it"
         )
+    section = config.student if role == "student" else config.teacher
+    assert section is not None
+    try:
+        stage_layers(model.num_layers, config.parallel.stages, section.layers_per_stage)
+    except ValueError as error:
+        yield f"{role}: {error}"
 
 
 def _pair_problems(

@@ -22,7 +22,7 @@ from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.objectives.config import ObjectiveConfig
 from bgkd_megatron.settings import Count, Section
 
-__all__ = ["TrainConfig"]
+__all__ = ["OptimizerConfig", "ParallelConfig", "TrainConfig", "WandbConfig"]
 
 
 class StudentConfig(Section):
@@ -30,6 +30,9 @@ class StudentConfig(Section):
 
     model_dir: Path | None = None
     architecture: ModelConfig | None = None
+    layers_per_stage: list[Count] | None = None
+    """Layers of each of the pipeline_parallel x virtual_pipeline stages; by default as even as can
+    be, the first stages taking what is left over."""
 
     @model_validator(mode="after")
     def _one_start(self) -> StudentConfig:
@@ -46,6 +49,14 @@ class TeacherConfig(Section):
     """The frozen teacher."""
 
     model_dir: Path
+    layers_per_stage: list[Count] | None = None
+    """As student.layers_per_stage."""
+    microbatches_ahead: Count | None = None
+    """With pipeline parallelism the teacher runs ahead of the student, forward only, and the last
+    stage holds its hidden states; a step is cut into groups of so many microbatches to bound them,
+    each of which fills and drains the pipeline.  Without it, all microbatches of a step."""
+    offload: bool = False
+    """The hidden states wait in the memory of the host."""
 
 
 class DataConfig(Section):
@@ -71,15 +82,47 @@ class DataConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Layout of the ranks; those that tensor parallelism leaves over are data-parallel."""
+    """Layout of the ranks; those that the other sizes leave over are data-parallel."""
 
     tensor_parallel: Count = 1
     sequence_parallel: bool = False
+    pipeline_parallel: Count = 1
+    virtual_pipeline: Count = 1
+    """Pieces of the model on each pipeline rank: the interleaved schedule."""
+    context_parallel: Count = 1
+    """Ranks that share a sequence; each holds a piece from its front and one from its end."""
+    expert_parallel: Count = 1
+    """Ranks of the data-parallel ones that share the experts of a mixture."""
+    distributed_optimizer: bool = False
+    """Optimizer states are cut over the data-parallel ranks."""
+    overlap: bool = False
+    """Gradients are reduced during backward and, with distributed_optimizer, parameters gathered
+    during forward."""
+    timeout_minutes: PositiveFloat = 30.0
+    """After so long a rank that waits for another one gives up; loading and saving must be
+    faster."""
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that share one copy of the model."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    @property
+    def gathers_in_forward(self) -> bool:
+        """Whether parameters are gathered when forward needs them."""
+        return self.overlap and self.distributed_optimizer
+
+    @property
+    def stages(self) -> int:
+        """Pieces into which a model is cut by layers."""
+        return self.pipeline_parallel * self.virtual_pipeline
 
     @model_validator(mode="after")
-    def _needs_tensor_parallel(self) -> ParallelConfig:
+    def _is_possible(self) -> ParallelConfig:
         if self.sequence_parallel and self.tensor_parallel == 1:
             raise ValueError("sequence_parallel needs tensor_parallel > 1: set it to false")
+        if self.virtual_pipeline > 1 and self.pipeline_parallel == 1:
+            raise ValueError("virtual_pipeline > 1 needs pipeline_parallel > 1: set it to 1")
         return self
 
 
@@ -114,6 +157,9 @@ class TrainingConfig(Section):
     seed: int = Field(default=1234, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations; losses, gradient sums and optimizer states are fp32."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite: end the run, or change no weight and
+    be counted as skipped."""
     gradient_in_forward: bool = False
     """Loss and gradient from one read of the logits where a row stays on the chip: hybrid_loss.
     The same but for rounding: the gradient is rounded to the logits' type before it is scaled."""
@@ -128,6 +174,16 @@ class CheckpointConfig(Section):
     keep: Count = 2
 
 
+class WandbConfig(Section):
+    """Weights & Biases, beside the other logs."""
+
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    mode: Literal["online", "offline"] = "online"
+    """offline: in logging.dir/wandb, for `wandb sync`"""
+
+
 class LoggingConfig(Section):
     """JSON lines, TensorBoard events, the resolved configuration, Megatron's index of samples."""
 
@@ -135,6 +191,7 @@ class LoggingConfig(Section):
     interval: Count = 1
     """In steps."""
     tensorboard: bool = True
+    wandb: WandbConfig | None = None
 
 
 class EvaluationConfig(Section):

@@ -48,7 +48,7 @@ def install() -> None:
 
 
 class _CudaToCpu(TorchFunctionMode):
-    """Turns ``device="cuda"`` into the CPU in every call of a torch function."""
+    """Turns ``device="cuda"`` into the CPU in every call of a torch function; nothing is pinned."""
 
     def __torch_function__(
         self,
@@ -60,6 +60,11 @@ class _CudaToCpu(TorchFunctionMode):
         kwargs = kwargs or {}
         if _is_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _CPU}
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
+        if func is torch.Tensor.cuda:
+            tensor: torch.Tensor = args[0]
+            return tensor
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             # Megatron's optimizers accept only "torch.cuda.FloatTensor" and its 16-bit relatives.
             return func(*args).replace("torch.", "torch.cuda.", 1)

@@ -7,7 +7,7 @@ a 0 or 1 for every token, tokens with 0 are read but not learned (the prompt of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,12 @@ from torch import Tensor
 from bgkd_megatron import rank_check
 from bgkd_megatron.megatron import parallel
 from bgkd_megatron.megatron.errors import ConfigError
-from bgkd_megatron.megatron.loss import IGNORE_INDEX, Microbatch
+from bgkd_megatron.megatron.loss import IGNORE_INDEX
+from bgkd_megatron.schedule import Microbatch
+from bgkd_megatron.sequence_layout import piece_of
 from bgkd_megatron.settings import explain
 
-__all__ = ["LOSS_MASK_SUFFIX", "DatasetFactory", "SampleDataset", "microbatches"]
+__all__ = ["LOSS_MASK_SUFFIX", "DatasetFactory", "SampleDataset", "global_batch"]
 
 LOSS_MASK_SUFFIX = ".loss_mask"
 """The loss mask of the dataset PREFIX is the dataset PREFIX + LOSS_MASK_SUFFIX."""
@@ -144,6 +146,8 @@ class _Vocabulary:
 class DatasetFactory:
     """Builds datasets of seq_length tokens; call it on all ranks in the same order.
 
+    end_of_document: token id after which another document begins; without it samples do not say
+        where documents end.
     index_dir: where Megatron keeps its index of samples; rank 0 writes it, all ranks read it.
     """
 
@@ -151,6 +155,7 @@ class DatasetFactory:
     seed: int
     vocab_size: int
     index_dir: Path
+    end_of_document: int | None = None
 
     def train(
         self, prefixes: Sequence[str], weights: Sequence[float] | None, num_samples: int
@@ -193,7 +198,9 @@ class DatasetFactory:
         )
         builder = _Builder(MaskedGPTDataset, sizes, lambda: True, config)
         with _readable(prefixes, self.index_dir):
-            dataset = _CheckedDataset(builder.build()[split.value], prefixes, self.index_dir)
+            dataset = _CheckedDataset(
+                builder.build()[split.value], prefixes, self.index_dir, self.end_of_document
+            )
         if len(dataset) == 0:
             raise ConfigError(f"{', '.join(prefixes)} holds fewer than two tokens")
         return dataset
@@ -206,13 +213,19 @@ class _CheckedDataset:
     dataset: SampleDataset
     prefixes: Sequence[str]
     index_dir: Path
+    end_of_document: int | None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int | None) -> dict[str, Tensor]:
         with _readable(self.prefixes, self.index_dir):
-            return self.dataset[index]
+            sample = self.dataset[index]
+        if self.end_of_document is not None:
+            ends = torch.ones_like(sample["tokens"], dtype=torch.bool)
+            ends[:-1] = sample["tokens"][1:] == self.end_of_document
+            sample["document_ends"] = ends
+        return sample
 
 
 @contextmanager
@@ -242,27 +255,42 @@ def _num_tokens(prefix: str) -> float:
     return float(dataset.sequence_lengths.sum())
 
 
-def microbatches(
-    dataset: SampleDataset, samples: range, micro_batch_size: int
-) -> Iterator[Microbatch]:
-    """This data-parallel rank's microbatches of `samples`, in MegatronPretrainingSampler's order.
+def global_batch(dataset: SampleDataset, samples: range, micro_batch_size: int) -> list[Microbatch]:
+    """This rank's microbatches of `samples`, in MegatronPretrainingSampler's order.
 
-    Consecutive samples go to consecutive ranks, micro_batch_size each, so what a step sees depends
-    on neither the number of ranks nor on where a run was interrupted.  Missing samples at the end
-    are filled up with samples in which nothing is to be learned.
+    Consecutive samples go to consecutive data-parallel ranks, micro_batch_size each, so what a step
+    sees depends on neither the number of ranks nor on where a run was interrupted.  What is missing
+    to a whole microbatch on all ranks, or to as many as an interleaved pipeline needs, is filled up
+    with samples in which nothing is to be learned.
     """
     rank = parallel_state.get_data_parallel_rank()
     stride = micro_batch_size * parallel_state.get_data_parallel_world_size()
-    device = parallel.device()
-    for start in range(samples.start, samples.stop, stride):
-        first = start + rank * micro_batch_size
-        mine = [
+    if parallel_state.get_virtual_pipeline_model_parallel_world_size() is not None:
+        multiple = stride * parallel_state.get_pipeline_model_parallel_world_size()
+    else:
+        multiple = stride
+    stop = samples.start + -(-len(samples) // multiple) * multiple
+    return [
+        _microbatch(
             dataset[i if i < samples.stop else None] for i in range(first, first + micro_batch_size)
-        ]
-        # The few memory-mapped sequences of a microbatch need no worker processes.
-        yield Microbatch(
-            *(
-                torch.stack([sample[name] for sample in mine]).to(device, non_blocking=True)
-                for name in Microbatch._fields
-            )
         )
+        for first in range(samples.start + rank * micro_batch_size, stop, stride)
+    ]
+
+
+def _microbatch(samples: Iterable[dict[str, Tensor]]) -> Microbatch:
+    """Of this rank's pieces of the sequences, on its device."""
+    # The few memory-mapped sequences of a microbatch need no worker processes.
+    rows = list(samples)
+    rank = parallel_state.get_context_parallel_rank()
+    size = parallel_state.get_context_parallel_world_size()
+    device = parallel.device()
+    return Microbatch(
+        **{
+            name: piece_of(torch.stack([row[name] for row in rows]), rank, size).to(
+                device, non_blocking=True
+            )
+            for name in Microbatch._fields
+            if name in rows[0]
+        }
+    )

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from bgkd_megatron.megatron import build
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.console import valid_line
-from bgkd_megatron.megatron.dataset import SampleDataset, microbatches
+from bgkd_megatron.megatron.dataset import SampleDataset, global_batch
 from bgkd_megatron.megatron.errors import RunError, writing
-from bgkd_megatron.megatron.loss import DistillationLoss, ForwardStep, mean_metrics
+from bgkd_megatron.megatron.loss import DistillationLoss, mean_metrics
+from bgkd_megatron.megatron.model_config import ModelConfig
 from bgkd_megatron.megatron.stop_signal import StopSignal
 from bgkd_megatron.objectives.hybrid import HybridObjective
 from bgkd_megatron.objectives.metrics import TEACHER_METRICS
+from bgkd_megatron.schedule import run_schedule
 from bgkd_megatron.statistics import Feature
 from bgkd_megatron.teacher.states import Teacher
 
@@ -29,7 +29,7 @@ __all__ = ["evaluate", "evaluate_run", "evaluation_loss"]
 
 
 def evaluation_loss(
-    config: TrainConfig, vocab_size: int, teacher: Teacher | None
+    config: TrainConfig, model_config: ModelConfig, teacher: Teacher | None
 ) -> DistillationLoss:
     """The objective of `config`, with all metrics of the teacher even where the loss needs none, on
     the data's labels where training draws its own: the likelihood is that of the data."""
@@ -37,13 +37,13 @@ def evaluation_loss(
     settings = config.objective
     if settings.draws_labels:
         settings = settings.model_copy(update={"hard_label": "data"})
-    objective = HybridObjective(settings, vocab_size, extra_features=extra)
-    return DistillationLoss(objective, teacher, end_of_document=config.data.end_of_document)
+    objective = HybridObjective(settings, model_config.vocab_size, extra_features=extra)
+    return DistillationLoss(objective, teacher, final_logits=model_config.final_logits)
 
 
 @torch.no_grad()
 def evaluate(
-    model: Any,
+    model: Sequence[Any],
     loss: DistillationLoss,
     datasets: Mapping[str, SampleDataset],
     config: TrainConfig,
@@ -55,16 +55,19 @@ def evaluate(
     progress: part of the run that is done; the loss of a curriculum depends on it.
     Collective; leaves `model` training.  Raises RunError for a set without a target.
     """
-    step = loss.forward_step(progress)
     results = {}
-    model.eval()
+    for piece in model:
+        piece.eval()
     try:
         for name, dataset in datasets.items():
             reports: list[dict[str, Tensor]] = []
             for samples in _global_batches(len(dataset), config):
                 if stop is not None and stop.agree():
                     return None
-                reports += _reports(model, step, dataset, samples, config)
+                batches = global_batch(dataset, samples, config.training.micro_batch_size)
+                for group in [batches] if loss.teacher is None else loss.teacher.groups(batches):
+                    step = loss.forward_step(group, progress)
+                    reports += run_schedule(step, model, group, forward_only=True)
             results[name] = mean_metrics(reports)
             if not results[name]["tokens"]:
                 raise RunError(
@@ -72,7 +75,8 @@ def evaluate(
                     "mask, or leave it out of data.valid"
                 )
     finally:
-        model.train()
+        for piece in model:
+            piece.train()
     return results
 
 
@@ -83,23 +87,6 @@ def _global_batches(num_samples: int, config: TrainConfig) -> Iterator[range]:
         if batch == config.evaluation.batches:
             return
         yield range(start, min(start + size, num_samples))
-
-
-def _reports(
-    model: Any, step: ForwardStep, dataset: SampleDataset, samples: range, config: TrainConfig
-) -> list[dict[str, Tensor]]:
-    """The sums of this data-parallel rank's microbatches of `samples`."""
-    micro_batch_size = config.training.micro_batch_size
-    stride = micro_batch_size * parallel_state.get_data_parallel_world_size()
-    return get_forward_backward_func()(
-        forward_step_func=step,
-        data_iterator=microbatches(dataset, samples, micro_batch_size),
-        model=model,
-        num_microbatches=-(-len(samples) // stride),
-        seq_length=config.data.seq_length,
-        micro_batch_size=micro_batch_size,
-        forward_only=True,
-    )
 
 
 def _extent(config: TrainConfig) -> str:
@@ -116,7 +103,7 @@ def evaluate_run(config: TrainConfig, output: Path | None) -> None:
     teacher = build.build_teacher(config)
     results = evaluate(
         build.build_student(config, model_config),
-        evaluation_loss(config, model_config.vocab_size, teacher),
+        evaluation_loss(config, model_config, teacher),
         build.valid_sets(config, build.dataset_factory(config, model_config.vocab_size)),
         config,
     )

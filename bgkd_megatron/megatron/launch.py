@@ -8,21 +8,28 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch.distributed as dist
+from rich.console import Console
 
 from bgkd_megatron.megatron import checkpoint_dir, cpu_compat, parallel
 from bgkd_megatron.megatron.checks import check_run
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.config_file import load_config
+from bgkd_megatron.megatron.dry_run import dry_run
 from bgkd_megatron.megatron.errors import ConfigError, RankError, RunError
 from bgkd_megatron.megatron.quiet import silence_megatron
 from bgkd_megatron.megatron.run_lock import lock_folders
+from bgkd_megatron.settings import explain
 
-__all__ = ["add_config_arguments", "launch"]
+__all__ = ["add_config_arguments", "launch", "print_plan"]
+
+_OF_ANOTHER_RANK = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out")
+"""What the network says; gloo has no error type of its own."""
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +38,21 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's"
     )
+
+
+def print_plan(args: argparse.Namespace, world_size: int | None) -> int:
+    """Print what the run would do; returns the exit code.  Only the first of several processes
+    does."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        console = Console(width=None if sys.stdout.isatty() else 150)
+        dry_run(load_config(args.config, args.overrides), world_size, console)
+    except ConfigError as error:
+        _print_error(str(error))
+        return 2
+    return 0
 
 
 def launch(
@@ -59,13 +81,13 @@ def _launch(
     locks: ExitStack,
 ) -> int:
     config, mistake = _read_config(args, resume, output, locks)
-    parallel.init_distributed()
+    parallel.init_distributed(*([] if config is None else [config.parallel.timeout_minutes]))
     if _tell_mistakes(mistake) or config is None:
         dist.destroy_process_group()
         return 2
     silence_megatron()
     cpu_compat.install()
-    parallel.init_model_parallel(config.parallel.tensor_parallel, seed=config.training.seed)
+    parallel.init_model_parallel(config.parallel, seed=config.training.seed)
     exit_code = 0
     try:
         run(config)
@@ -77,7 +99,12 @@ def _launch(
             _print_error(str(error))
         dist.barrier()  # torchrun ends all ranks when one has left
         exit_code = 1
-    # Not in a finally: after another error the ranks do not meet here, and leaving would wait.
+    except Exception as error:
+        traceback.print_exc()
+        _print_error(f"rank {dist.get_rank()}: {_cause(error)}")
+        return 1
+    # Not in a finally: after an error of one rank the ranks do not meet here, and leaving would
+    # wait.
     parallel.shutdown()
     return exit_code
 
@@ -120,6 +147,18 @@ def _tell_mistakes(mistake: str | None) -> bool:
             _print_error(text)
     dist.barrier()
     return bool(found)
+
+
+def _cause(error: Exception) -> str:
+    """One line on an error that nobody foresaw."""
+    where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+    text = f"{type(error).__name__}{where}: {explain(error)}"
+    if isinstance(error, dist.DistError) or any(sign in text for sign in _OF_ANOTHER_RANK):
+        text += (
+            ". Another rank has died or hangs: see what it printed last, or what torchrun says of "
+            "it; start again to go on from the latest checkpoint"
+        )
+    return text
 
 
 def _print_error(text: str) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -9,16 +13,43 @@ from megatron.core.transformer import TransformerConfig
 from torch.nn.functional import silu
 
 from bgkd_megatron.megatron import parallel
-from bgkd_megatron.megatron.layer_spec import block_spec
+from bgkd_megatron.megatron.cross_entropy import cross_entropy
+from bgkd_megatron.megatron.layer_spec import block_spec, mtp_spec
 from bgkd_megatron.megatron.model_config import ModelConfig
+from bgkd_megatron.megatron.stages import stage_layers
 
 __all__ = ["build_model"]
 
 
 def transformer_config(
-    config: ModelConfig, *, dtype: torch.dtype, sequence_parallel: bool, initialize: bool
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    sequence_parallel: bool,
+    layers_per_stage: Sequence[int] | None,
+    initialize: bool,
 ) -> TransformerConfig:
     """Megatron's configuration of `config` on the current process groups."""
+    pipeline_parallel = parallel_state.get_pipeline_model_parallel_world_size()
+    virtual_pipeline = parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1
+    stages = None
+    if pipeline_parallel > 1:
+        stages = stage_layers(
+            config.num_layers,
+            pipeline_parallel * virtual_pipeline,
+            layers_per_stage,
+            config.mtp_layers,
+        )
+    experts: dict[str, Any] = {}
+    if config.experts is not None:
+        experts = {
+            "num_moe_experts": config.experts.num_experts,
+            "moe_router_topk": config.experts.experts_per_token,
+            "moe_ffn_hidden_size": config.experts.ffn_hidden_size,
+            "moe_aux_loss_coeff": config.experts.aux_loss,
+            # gloo has no all-to-all of unequal parts that Megatron could use.
+            "moe_token_dispatcher_type": "alltoall" if torch.cuda.is_available() else "allgather",
+        }
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -37,10 +68,20 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         sequence_parallel=sequence_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        virtual_pipeline_model_parallel_size=virtual_pipeline if virtual_pipeline > 1 else None,
+        pipeline_model_parallel_layout=stages,
+        # In one batch, what two ranks send each other as neighbours on both sides is mixed up.
+        overlap_p2p_comm=virtual_pipeline > 1,
+        batch_p2p_comm=virtual_pipeline == 1,
+        context_parallel_size=parallel_state.get_context_parallel_world_size(),
+        expert_model_parallel_size=parallel_state.get_expert_model_parallel_world_size(),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        # Fresh weights are drawn on the CPU for the whole model and then cut: the same model for
+        **experts,
+        mtp_num_layers=config.mtp_layers or None,
+        # Fresh weights are drawn on the CPU for all of a stage and then cut: the same model for
         # every tensor-parallel size that pads the vocabulary to the same length.
         use_cpu_initialization=True,
         perform_initialization=initialize,
@@ -55,9 +96,11 @@ def build_model(
     *,
     dtype: torch.dtype = torch.float32,
     sequence_parallel: bool = False,
+    layers_per_stage: Sequence[int] | None = None,
     seed: int | None = None,
-) -> GPTModel:
-    """A GPTModel on this rank's device, cut for the current process groups.
+) -> list[GPTModel]:
+    """This rank's pieces of a model, on its device, cut for the current process groups: one, or
+    with an interleaved pipeline several.
 
     dtype: of the parameters, float32 or bfloat16.  seed: of fresh weights; without it they are left
     unset, to be loaded.  The output stays vocab-parallel: [s, b, padded_vocab_size / tp].
@@ -66,19 +109,50 @@ def build_model(
         config,
         dtype=dtype,
         sequence_parallel=sequence_parallel,
+        layers_per_stage=layers_per_stage,
         initialize=seed is not None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        model = GPTModel(
-            megatron_config,
-            block_spec(megatron_config),
-            vocab_size=config.padded_vocab_size(megatron_config.tensor_model_parallel_size),
-            max_sequence_length=config.max_position_embeddings,
-            share_embeddings_and_output_weights=config.tie_embeddings,
-            position_embedding_type="rope",
-            rotary_base=config.rope_base,
+    virtual_pipeline = megatron_config.virtual_pipeline_model_parallel_size
+    pipeline_rank = parallel_state.get_pipeline_model_parallel_rank()
+    stages = []
+    for vp_stage in [None] if virtual_pipeline is None else range(virtual_pipeline):
+        stage = pipeline_rank + (vp_stage or 0) * megatron_config.pipeline_model_parallel_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((seed or 0) + stage)  # no two stages begin with the same layers
+            stages.append(_build_stage(config, megatron_config, vp_stage))
+    return stages
+
+
+def _build_stage(
+    config: ModelConfig, megatron_config: TransformerConfig, vp_stage: int | None
+) -> GPTModel:
+    first, last = (
+        is_stage(ignore_virtual=False, vp_stage=vp_stage)
+        for is_stage in (
+            parallel_state.is_pipeline_first_stage,
+            parallel_state.is_pipeline_last_stage,
         )
+    )
+    spec = block_spec(megatron_config, vp_stage)
+    model = GPTModel(
+        megatron_config,
+        spec,
+        vocab_size=config.padded_vocab_size(megatron_config.tensor_model_parallel_size),
+        max_sequence_length=config.max_position_embeddings,
+        pre_process=first,
+        post_process=last,
+        share_embeddings_and_output_weights=config.tie_embeddings,
+        position_embedding_type="rope",
+        rotary_base=config.rope_base,
+        mtp_block_spec=mtp_spec(megatron_config, spec, vp_stage) if config.mtp_layers else None,
+        vp_stage=vp_stage,
+    )
+    if config.mtp_layers:  # their losses; the output hook replaces that of the model itself
+        model.compute_language_model_loss = partial(cross_entropy, vocab_size=config.vocab_size)
+        if config.tie_embeddings and last and not first:
+            # The heads brought the embedding to this stage, so that Megatron has no use for the
+            # copy that it keeps in the output layer, and its checkpoints refuse it.
+            model.output_layer.register_parameter("weight", None)
     _zero_padding(model, config.vocab_size)
     return model.to(parallel.device())
 

@@ -11,8 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
+from bgkd_megatron.final_logits import FinalLogits
 from bgkd_megatron.settings import Count, Section, explain
 
 # What lies in a model directory.
@@ -22,6 +29,26 @@ TOKENIZER_DIR = "tokenizer"
 # Megatron's own default (make_vocab_size_divisible_by): every rank's columns are a multiple of a
 # GEMM tile.
 VOCAB_MULTIPLE = 128
+
+
+class ExpertsConfig(Section):
+    """A mixture of experts in the place of each feed-forward block."""
+
+    num_experts: Count
+    experts_per_token: Count = 2
+    ffn_hidden_size: Count
+    """of one expert"""
+    aux_loss: NonNegativeFloat = 0.01
+    """Weight of the router's load-balancing loss, which training adds to its own."""
+
+    @model_validator(mode="after")
+    def _has_enough(self) -> ExpertsConfig:
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"experts_per_token ({self.experts_per_token}) must not be above num_experts "
+                f"({self.num_experts})"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -46,6 +73,11 @@ class ModelConfig(Section):
     qk_layernorm: bool = False
     qkv_bias: bool = False
     head_dim: Count | None = None
+    experts: ExpertsConfig | None = None
+    mtp_layers: NonNegativeInt = 0
+    """Heads that predict tokens further ahead; they learn the data's tokens, whatever the loss."""
+    logit_scale: PositiveFloat = 1.0
+    final_logit_softcap: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:
@@ -65,6 +97,11 @@ class ModelConfig(Section):
     def kv_channels(self) -> int:
         """Channels of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def final_logits(self) -> FinalLogits:
+        """From the output layer's logits to those of the distribution."""
+        return FinalLogits(self.logit_scale, self.final_logit_softcap)
 
     def weight_layout(self) -> dict[str, Any]:
         """What decides which weights there are and what they mean.  The rest may be edited, as for

@@ -14,6 +14,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from bgkd_megatron.megatron.config import ParallelConfig
+
 __all__ = [
     "device",
     "init_distributed",
@@ -21,8 +23,6 @@ __all__ = [
     "process_groups",
     "shutdown",
 ]
-
-_TIMEOUT = timedelta(minutes=30)
 
 
 def device() -> torch.device:
@@ -32,31 +32,40 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def init_distributed() -> None:
+def init_distributed(timeout_minutes: float = 30.0) -> None:
     """Join the processes that torchrun started; without torchrun the job is this one process.
 
     NCCL and one GPU per process where CUDA is available, else gloo.
     """
+    timeout = timedelta(minutes=timeout_minutes)
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if cuda else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
 
 
-def init_model_parallel(tensor_parallel_size: int = 1, *, seed: int = 0) -> None:
+def init_model_parallel(layout: ParallelConfig, *, seed: int = 0) -> None:
     """Build Megatron's groups over all processes and seed its random number generators.
 
-    The world size must be a multiple of tensor_parallel_size; the quotient is the data-parallel
+    The world size must be a multiple of layout.ranks_per_replica; the quotient is the data-parallel
     size.
     """
     from megatron.core import parallel_state, tensor_parallel
 
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel_size)
+    virtual = layout.virtual_pipeline
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor_parallel,
+        pipeline_model_parallel_size=layout.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        context_parallel_size=layout.context_parallel,
+        expert_model_parallel_size=layout.expert_parallel,
+        distributed_timeout_minutes=layout.timeout_minutes,
+    )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
@@ -71,11 +80,11 @@ def shutdown() -> None:
 
 
 @contextmanager
-def process_groups(tensor_parallel_size: int = 1, *, seed: int = 0) -> Iterator[None]:
-    """Everything a Megatron model needs, for the length of a with block (converters, tests)."""
+def process_groups() -> Iterator[None]:
+    """Everything a Megatron model needs on this one process, for the length of a with block."""
     init_distributed()
     try:
-        init_model_parallel(tensor_parallel_size, seed=seed)
+        init_model_parallel(ParallelConfig())
         yield
     finally:
         shutdown()

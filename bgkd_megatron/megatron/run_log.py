@@ -1,17 +1,19 @@
-"""What a run leaves in its log folder: its configuration, JSON lines and TensorBoard events."""
+"""What a run leaves in its log folder: its configuration, JSON lines, and what TensorBoard and
+Weights & Biases read."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
-from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.config import TrainConfig, WandbConfig
 from bgkd_megatron.megatron.errors import writing
 
 __all__ = ["METRICS_FILE", "RunLog"]
@@ -20,7 +22,8 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes config.yaml, metrics.jsonl and tensorboard/ in logging.dir.  For one process of a run.
+    """Writes config.yaml, metrics.jsonl, tensorboard/ and wandb/ in logging.dir.  For one process
+    of a run.
 
     One JSON object a line, {"kind": "train", "step": 1, "loss": ...} or {"kind": "valid", "step":
     0, "set": NAME, "nll": ...}.  Losses, divergences and entropies are in nats; every metric is a
@@ -44,11 +47,11 @@ class RunLog:
             else:
                 _keep_until(path, first_step)
             self._file = path.open("a")
-            self._events: Any = None
+            self._viewers: list[_Viewer] = []
             if config.logging.tensorboard:
-                from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-                self._events = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
+                self._viewers.append(_TensorBoard(directory / "tensorboard", first_step))
+            if config.logging.wandb is not None:
+                self._viewers.append(_Wandb(config, config.logging.wandb))
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of training step `step`; the first is 1."""
@@ -62,16 +65,67 @@ class RunLog:
         """Flush and close the files."""
         with writing(self._directory):
             self._file.close()
-            if self._events is not None:
-                self._events.close()
+            for viewer in self._viewers:
+                viewer.close()
 
     def _write(self, head: dict[str, Any], metrics: Mapping[str, float], group: str) -> None:
         with writing(self._directory):
             self._file.write(json.dumps({**head, **metrics}) + "\n")
             self._file.flush()
-            if self._events is not None:
-                for name, value in metrics.items():
-                    self._events.add_scalar(f"{group}/{name}", value, head["step"])
+            scalars = {f"{group}/{name}": value for name, value in metrics.items()}
+            for viewer in self._viewers:
+                viewer.add(head["step"], scalars)
+
+
+class _Viewer(Protocol):
+    def add(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self._events: Any = SummaryWriter(directory, purge_step=first_step + 1)
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class _Wandb:
+    """One run of Weights & Biases for all restarts of this one: its id lies in logging.dir."""
+
+    def __init__(self, config: TrainConfig, settings: WandbConfig) -> None:
+        import wandb  # slow to import, and optional
+
+        directory = config.logging.dir
+        identity = directory / "wandb_run_id"
+        if not identity.is_file():
+            identity.write_text(uuid.uuid4().hex)
+        self._run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            name=settings.name or directory.name,
+            mode=settings.mode,
+            id=identity.read_text().strip(),
+            resume="allow",
+            dir=directory,
+            config=config.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True),
+        )
+        # Steps come again after a restart, which wandb's own counter would refuse.
+        self._run.define_metric("*", step_metric="step")
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **scalars})
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def _move_away(path: Path) -> None:

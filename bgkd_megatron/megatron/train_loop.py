@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
-from megatron.core.models.gpt import GPTModel
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
 
 from bgkd_megatron.megatron import build, checkpoint_dir
 from bgkd_megatron.megatron.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.console import open_report, valid_line
-from bgkd_megatron.megatron.dataset import microbatches
+from bgkd_megatron.megatron.dataset import global_batch
 from bgkd_megatron.megatron.errors import RunError
 from bgkd_megatron.megatron.evaluation import evaluate, evaluation_loss
-from bgkd_megatron.megatron.loss import DistillationLoss, Microbatch, mean_metrics
+from bgkd_megatron.megatron.gradients import Gradients
+from bgkd_megatron.megatron.loss import DistillationLoss, mean_metrics
+from bgkd_megatron.megatron.memory import memory_metrics
 from bgkd_megatron.megatron.optimizer import build_optimizer, build_scheduler
 from bgkd_megatron.megatron.run_log import RunLog
 from bgkd_megatron.megatron.stop_signal import StopSignal
@@ -36,13 +30,16 @@ def train(config: TrainConfig) -> None:
     """Run `config` from its latest checkpoint, or from the start, to its last step or to SIGTERM.
 
     Needs the process groups of config.parallel.  Raises RunError when loss or gradient are not
-    finite, and RunError or RankError when a file cannot be written; the latest checkpoint then
-    stays as it is.
+    finite and training.not_finite is "stop", and RunError or RankError when a file cannot be
+    written; the latest checkpoint then stays as it is.
     """
     run = _Run(config)
     with StopSignal() as stop:  # also while the log is closed, after the last save
         try:
             run.train_until(stop)
+        except Exception as error:
+            error.add_note(f"in step {run.state.iteration + 1}")
+            raise
         finally:
             run.close()
 
@@ -58,9 +55,9 @@ class _Run:
             teacher if config.objective.needs_teacher else None,
             gradient_in_forward=config.training.gradient_in_forward,
             seed=config.training.seed,
-            end_of_document=config.data.end_of_document,
+            final_logits=self.model_config.final_logits,
         )
-        self.valid_loss = evaluation_loss(config, vocab_size, teacher)
+        self.valid_loss = evaluation_loss(config, self.model_config, teacher)
         factory = build.dataset_factory(config, vocab_size)
         self.train_set = factory.train(
             config.data.train,
@@ -68,7 +65,13 @@ class _Run:
             config.training.steps * config.training.global_batch_size,
         )
         self.valid_sets = build.valid_sets(config, factory)
-        self.state = _start(config, build.build_student(config, self.model_config))
+        student = build.build_student(config, self.model_config)
+        self.gradients = Gradients(student, config.parallel)
+        optimizer = build_optimizer(
+            config.optimizer, config.parallel, self.gradients.model, build.dtype(config)
+        )
+        scheduler = build_scheduler(config.optimizer, optimizer, config.training.steps)
+        self.state = TrainState(self.gradients.model, optimizer, scheduler)
         checkpoint = checkpoint_dir.latest(config.checkpoint.dir)
         if checkpoint is not None:
             load_checkpoint(self.state, config, checkpoint)
@@ -88,14 +91,9 @@ class _Run:
         """All remaining steps, or those up to the stop signal; saves the last one."""
         config, state = self.config, self.state
         steps = config.training.steps
-        samples = range(
-            state.iteration * config.training.global_batch_size,
-            steps * config.training.global_batch_size,
-        )
-        batches = microbatches(self.train_set, samples, config.training.micro_batch_size)
         self._evaluate(stop)
         while state.iteration < steps and not stop.agreed:
-            metrics = self._step(batches)
+            metrics = self._step()
             state.iteration += 1
             if self.log and self.report and state.iteration % config.logging.interval == 0:
                 self.log.train(state.iteration, metrics)
@@ -109,32 +107,29 @@ class _Run:
             self._save()
             self._tell(f"SIGTERM: stopped after step {state.iteration}; start again to go on")
 
-    def _step(self, batches: Iterator[Microbatch]) -> dict[str, float]:
+    def _step(self) -> dict[str, float]:
         """One update of the student from one global batch; returns the metrics of the step."""
         start = time.monotonic()
         config, state = self.config, self.state
-        state.model.zero_grad_buffer()
+        size = config.training.global_batch_size
+        batches = global_batch(
+            self.train_set,
+            range(state.iteration * size, (state.iteration + 1) * size),
+            config.training.micro_batch_size,
+        )
         state.optimizer.zero_grad()
-        data_parallel = parallel_state.get_data_parallel_world_size()
-        micro_batch_size = config.training.micro_batch_size
-        reports = get_forward_backward_func()(
-            forward_step_func=self.loss.forward_step(
-                state.iteration / config.training.steps, state.iteration
-            ),
-            data_iterator=batches,
-            model=state.model,
-            num_microbatches=config.training.global_batch_size
-            // (micro_batch_size * data_parallel),
-            seq_length=config.data.seq_length,
-            micro_batch_size=micro_batch_size,
-            forward_only=False,
+        reports: list[dict[str, Tensor]] = self.gradients.of(
+            self.loss,
+            batches,
+            progress=state.iteration / config.training.steps,
+            iteration=state.iteration,
         )
         metrics = mean_metrics(reports)
         state.scheduler.step(1)
         if metrics["tokens"]:  # else every gradient is 0 and only the momentum would move weights
-            self._require_finite("loss", metrics["loss"])
-            _, metrics["grad_norm"], _ = state.optimizer.step()
-            self._require_finite("gradient norm", metrics["grad_norm"])
+            metrics["grad_norm"] = self._update(metrics["loss"])
+        if config.training.not_finite == "skip":
+            metrics["skipped_steps"] = state.skipped
         seconds = time.monotonic() - start
         # Masked tokens cost as much as others.
         tokens = config.training.global_batch_size * config.data.seq_length
@@ -143,13 +138,35 @@ class _Run:
             "lr": state.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_rank": tokens / seconds / dist.get_world_size(),
+            **memory_metrics(),
         }
+
+    def _update(self, loss: float) -> float:
+        """Change the weights by the gradients; returns the norm of these."""
+        optimizer = self.state.optimizer
+        if self.config.training.not_finite == "stop":
+            self._require_finite("loss", loss)
+            _, norm, _ = optimizer.step()
+            self._require_finite("gradient norm", norm)
+            return float(norm)
+        optimizer.prepare_grads()
+        norm = float(optimizer.get_grad_norm())
+        if math.isfinite(loss) and math.isfinite(norm):
+            optimizer.step()
+        else:  # the same on all ranks: both are sums over them
+            self.state.skipped += 1
+            self._tell(
+                f"step {self.state.iteration + 1} is skipped: loss {loss}, gradient norm {norm}"
+            )
+        return norm
 
     def _require_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise RunError(
                 f"step {self.state.iteration + 1}: the {name} is {value}; nothing was saved after "
-                "the latest checkpoint. Lower optimizer.lr or check the data of this step"
+                "the latest checkpoint. Lower optimizer.lr, check the data of this step, or set "
+                "training.not_finite=skip"
             )
 
     def _evaluate(self, stop: StopSignal) -> None:
@@ -188,14 +205,3 @@ class _Run:
         if self.log and self.report:
             self.report.close()
             self.log.close()
-
-
-def _start(config: TrainConfig, student: GPTModel) -> TrainState:
-    """The state before the first step."""
-    student.config.finalize_model_grads_func = finalize_model_grads
-    model = DistributedDataParallel(
-        student.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), student
-    )
-    optimizer = build_optimizer(config.optimizer, model, build.dtype(config))
-    scheduler = build_scheduler(config.optimizer, optimizer, config.training.steps)
-    return TrainState(model, optimizer, scheduler)

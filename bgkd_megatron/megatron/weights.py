@@ -2,7 +2,7 @@
 
 A model directory holds
     model.json    the ModelConfig
-    weights/      Megatron's torch_dist checkpoint: {"model": GPTModel.sharded_state_dict(), ...},
+    weights/      Megatron's torch_dist checkpoint: the sharded_state_dict() of all pieces, ...,
                   and in integrity.json the SHA-256 of each of its files
     tokenizer/    the files of a Hugging Face tokenizer (optional)
 A training checkpoint is a model directory too, whose weights/ holds the optimizer as well.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ from bgkd_megatron.settings import explain
 
 __all__ = [
     "LAYOUT",
+    "load_pieces",
     "load_weights",
     "read_weights",
     "save_model_dir",
     "save_weights",
+    "sharded_pieces",
     "write_model_files",
 ]
 
@@ -42,8 +45,8 @@ LAYOUT = "weight_layout"
 """Where the weights hold ModelConfig.weight_layout()"""
 
 
-def load_weights(model: GPTModel, model_dir: str | Path) -> None:
-    """Load DIR/weights into `model`, from any tensor-parallel size into the current one.
+def load_weights(model: Sequence[GPTModel], model_dir: str | Path) -> None:
+    """Load DIR/weights into the pieces of `model`, from any layout into the current one.
 
     Collective: call it on all ranks.  Raises FileNotFoundError when there is no checkpoint, and
     ConfigError when it is damaged or does not fit the model.
@@ -51,9 +54,27 @@ def load_weights(model: GPTModel, model_dir: str | Path) -> None:
     path = Path(model_dir) / WEIGHTS_DIR
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist: {model_dir} is not a model directory")
-    loaded = read_weights({"model": model.sharded_state_dict()}, Path(model_dir))
+    loaded = read_weights(sharded_pieces(model), Path(model_dir))
     _check_unchanged(Path(model_dir), loaded.get(LAYOUT))
-    model.load_state_dict(loaded["model"])
+    load_pieces(model, loaded)
+
+
+def sharded_pieces(model: Sequence[GPTModel]) -> dict[str, Any]:
+    """What this rank holds of the model, by piece.  Tensors are named by their place in the model,
+    not by that of their piece, so that any other layout can load them."""
+    return {name: piece.sharded_state_dict() for name, piece in _named(model)}
+
+
+def load_pieces(model: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
+    """Give the pieces of `model` what was loaded for `sharded_pieces` of it."""
+    for name, piece in _named(model):
+        piece.load_state_dict(loaded[name])
+
+
+def _named(model: Sequence[GPTModel]) -> list[tuple[str, GPTModel]]:
+    if len(model) == 1:
+        return [("model", model[0])]
+    return [(f"model{number}", piece) for number, piece in enumerate(model)]
 
 
 def _check_unchanged(root: Path, stored: dict[str, Any] | None) -> None:
@@ -62,8 +83,10 @@ def _check_unchanged(root: Path, stored: dict[str, Any] | None) -> None:
     if stored is None:
         return  # weights that were saved before their architecture was
     now = ModelConfig.read(root).weight_layout()
-    if changed := [name for name in now if now[name] != stored.get(name)]:
-        changes = ", ".join(f"{n} is {now[n]!r}, was {stored.get(n)!r}" for n in changed)
+    # Weights that were saved before a setting existed have its default.
+    then = {name: field.default for name, field in ModelConfig.model_fields.items()} | stored
+    if changed := [name for name in now if now[name] != then[name]]:
+        changes = ", ".join(f"{n} is {now[n]!r}, was {then[n]!r}" for n in changed)
         raise ConfigError(f"{root / MODEL_FILE} is not that of the weights ({changes}): restore it")
 
 
@@ -116,7 +139,7 @@ def _has_hashes(weights: Path) -> bool:
 
 
 def save_model_dir(
-    model: GPTModel,
+    model: Sequence[GPTModel],
     config: ModelConfig,
     model_dir: str | Path,
     *,
@@ -133,7 +156,7 @@ def save_model_dir(
     dist.broadcast_object_list(occupied, src=0)
     if occupied[0]:
         raise FileExistsError(f"{root} already holds a model: remove it or choose another folder")
-    state = {"model": model.sharded_state_dict(), LAYOUT: config.weight_layout()}
+    state = sharded_pieces(model) | {LAYOUT: config.weight_layout()}
     with writing(root):
         save_weights(state, root)
         write_model_files(config, root, tokenizer)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from bgkd_megatron.objectives.token_losses import TokenLosses
 from bgkd_megatron.statistics import Feature, VocabStats
+from bgkd_megatron.vocab_stats import all_gather
 
 __all__ = ["STUDENT_METRICS", "TEACHER_METRICS", "bridges_and_gardens", "token_metrics"]
 
@@ -61,13 +63,17 @@ def token_metrics(
 
 @torch.no_grad()
 def bridges_and_gardens(
-    stats: VocabStats, fraction: float = 0.25, by: str = "entropy"
+    stats: VocabStats,
+    fraction: float = 0.25,
+    by: str = "entropy",
+    group: dist.ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     """{"bridge": [N] bool, "garden": [N] bool}: the tokens of which the teacher is surest, and
     those of which it is least sure; this fraction of the valid ones each, more where they are tied.
 
     by: "entropy" of the teacher, or its "confidence", the probability of its likeliest token.
-    The quantiles are those of these N tokens.  Raises ValueError for another fraction than one
+    The quantiles are those of these N tokens, or of the N each that the ranks of `group` have, as
+    those that share a sequence (collective).  Raises ValueError for another fraction than one
     in (0, 0.5], and when the statistic was not computed.
     """
     if not 0.0 < fraction <= 0.5:
@@ -80,5 +86,9 @@ def bridges_and_gardens(
     doubt = torch.where(stats.valid, doubt, torch.nan)  # in no bucket
     if not doubt.numel():
         return {"bridge": stats.valid, "garden": stats.valid}
-    low, high = doubt.nanquantile(doubt.new_tensor([fraction, 1.0 - fraction]))
+    of_all = doubt
+    if group is not None and group.size() > 1:
+        of_all = doubt.new_empty(group.size() * doubt.numel())
+        all_gather(of_all, doubt, group=group)
+    low, high = of_all.nanquantile(doubt.new_tensor([fraction, 1.0 - fraction]))
     return {"bridge": doubt <= low, "garden": doubt >= high}

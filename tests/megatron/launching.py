@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-TIME_LIMIT = 300  # seconds; ten times what the slowest launch takes on two idle cores
+TIME_LIMIT = 900  # seconds; several times what the slowest launch takes on two idle cores
 
 
 def torchrun(processes: int, *arguments: str | Path) -> list[str]:

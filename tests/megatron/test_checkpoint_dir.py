@@ -23,9 +23,11 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
     checkpoint.mkdir(parents=True)
     checkpoint_dir.Progress(
         iteration=5,
+        skipped=0,
         consumed_samples=20,
         world_size=6,
-        tensor_parallel=3,
+        layout={"tensor_parallel": 3},
+        distributed_optimizer=False,
         trajectory=config.trajectory(),
     ).write(checkpoint)
     checkpoint_dir.mark_latest(root, checkpoint)
@@ -43,6 +45,9 @@ def test_checkpoint_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> 
     with pytest.raises(ConfigError, match=r"training\.steps was 10, now 20") as error:
         checkpoint_dir.read_progress(checkpoint, changed)
     assert "data.seq_length was 32, now 16" in str(error.value)
+    sharded = load(tmp_path, settings, "parallel.distributed_optimizer=true")
+    with pytest.raises(ConfigError, match=r"as of parallel\.distributed_optimizer=false: restore"):
+        checkpoint_dir.read_progress(checkpoint, sharded)
     progress = json.loads((checkpoint / "run.json").read_text())
     (checkpoint / "run.json").write_text(json.dumps({**progress, "iteration": 4}))
     with pytest.raises(ConfigError, match=r"damaged \(it is of iteration 4\)"):

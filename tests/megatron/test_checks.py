@@ -23,16 +23,41 @@ def test_no_mistake(tmp_path: Path, settings: dict[str, Any]) -> None:
     check_run(load(tmp_path, settings), 6, {})
 
 
+PIPELINE = ("parallel.pipeline_parallel=2", "parallel.virtual_pipeline=2")
+
+
 @pytest.mark.parametrize(
     ("overrides", "world_size", "expected"),
     [
-        ((), 4, "tensor_parallel=3 does not divide the 4 processes"),
+        ((), 4, "= 3 x 1 x 1 does not divide the 4 processes: start a multiple of 3"),
         (("parallel.tensor_parallel=2",), 2, "student's num_query_groups=3"),
         (("parallel.tensor_parallel=4",), 4, "teacher's num_attention_heads=6"),
         (("parallel.tensor_parallel=5",), 5, "student's ffn_hidden_size=96"),
         (("training.global_batch_size=3",), 6, "must be a multiple of micro_batch_size x data-"),
         (("training.micro_batch_size=3",), 6, "= 3 x 2 = 6"),
         (("parallel.sequence_parallel=true",), 3, "make it a multiple of 3"),
+        (
+            ("parallel.tensor_parallel=1", "parallel.pipeline_parallel=3"),
+            3,
+            "2 layers cannot be cut into 3 stages: lower pipeline_parallel",
+        ),
+        (
+            ("parallel.pipeline_parallel=2", "teacher.layers_per_stage=[1,1,1]"),
+            6,
+            "teacher: layers_per_stage must be 2 numbers",
+        ),
+        (
+            (*PIPELINE, "student.layers_per_stage=[1,1]", "training.global_batch_size=3"),
+            6,
+            "the 3 microbatches of a step on each rank must be a multiple of",
+        ),
+        ((*PIPELINE, "teacher.microbatches_ahead=1"), 6, "microbatches_ahead=1 must be a multiple"),
+        (
+            ("parallel.context_parallel=2", "data.seq_length=30"),
+            6,
+            "cuts data.seq_length=30 into 4 parts: make it a multiple of 4",
+        ),
+        (("parallel.expert_parallel=4",), 6, "does not divide the 2 ranks of data and context"),
         (("data.seq_length=65",), 6, "above the student's max_position_embeddings=64"),
         (
             ("data.train=[/no/such]",),

@@ -110,8 +110,11 @@ def test_killed_rank_ends_the_job(config: Path, tmp_path: Path) -> None:
             holders = "|".join(str(rank.pid) for rank in ranks)
             assert re.search(rf"log is in use by process ({holders}) on", second.stderr)
             ranks[1].kill()
-            job.stdout.read()  # returns when the last process that could write to it has ended
+            output = job.stdout.read()  # until the last process that could write to it has ended
             assert job.wait() != 0
+            told = r"error: rank 0: RuntimeError in step \d+: .*\. Another rank has died or hangs"
+            assert re.search(told, output), output
+            assert "Signal 9 (SIGKILL)" in output
         finally:
             _, alive = psutil.wait_procs(processes, timeout=0)
             for process in alive:
@@ -119,6 +122,31 @@ def test_killed_rank_ends_the_job(config: Path, tmp_path: Path) -> None:
     assert not alive
     stop = run_command([*command, "training.global_batch_size=4"])
     assert "training.global_batch_size was 2, now 4" in stop.stderr
+
+
+def test_hung_rank_ends_the_job(config: Path, tmp_path: Path) -> None:
+    """A rank that does nothing any more: the others wait as long as they were told."""
+    minutes = 0.1
+    override = f"parallel.timeout_minutes={minutes}"
+    command = torchrun(2, *TRAIN, "--config", config, override)
+    with subprocess.Popen(
+        command, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        assert job.stdout is not None
+        processes = [psutil.Process(job.pid)]
+        try:
+            for line in job.stdout:
+                if line.startswith("step 3/"):
+                    break
+            processes += processes[0].children(recursive=True)
+            ranks = [p for p in processes[1:] if "bgkd_megatron.train" in p.cmdline()]
+            ranks[1].suspend()
+            told = r"error: rank 0: \w+Error in step \d+: .*\. Another rank has died or hangs"
+            assert any(re.search(told, line) for line in job.stdout)
+        finally:
+            for process in processes[::-1]:  # torchrun would first wait 30 s for the hung one
+                process.kill()
+    assert (tmp_path / "checkpoints" / "latest").read_text().startswith("iter_")
 
 
 def test_mistakes_are_told_once(config: Path) -> None:

@@ -36,3 +36,24 @@ def test_a_full_disk_is_told(tmp_path: Path, settings: dict[str, Any], name: str
     (config.logging.dir / name).symlink_to("/dev/full")
     with pytest.raises(RankError, match=r"log cannot be written \(.*No space left on device"):
         RunLog(config, first_step=0).train(1, {"loss": 1.0})
+
+
+def test_wandb_offline(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Real Weights & Biases without its server: what was logged lies in a file for `wandb sync`,
+    under one id before and after a restart."""
+    config = load(
+        tmp_path, settings, "logging.tensorboard=false", "logging.wandb={project: p, mode: offline}"
+    )
+    identities = set()
+    for first_step in (0, 1):
+        log = RunLog(config, first_step)
+        log.train(first_step + 1, {"loss": 1.5})
+        log.valid(first_step + 1, "held out", {"nll": 2.5})
+        log.close()
+        identities.add((config.logging.dir / "wandb_run_id").read_text())
+    [identity] = identities
+    files = list(config.logging.dir.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
+    assert files
+    recorded = b"".join(file.read_bytes() for file in files)
+    assert b"valid/held out/nll" in recorded
+    assert b"train/loss" in recorded

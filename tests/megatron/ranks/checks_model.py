@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 from world import SEQ_LENGTH, VOCAB_EVEN, VOCAB_PADDED, layout, load, student_config
@@ -17,7 +18,9 @@ from world import SEQ_LENGTH, VOCAB_EVEN, VOCAB_PADDED, layout, load, student_co
 from bgkd_megatron.megatron.errors import ConfigError
 from bgkd_megatron.megatron.model import build_model
 from bgkd_megatron.megatron.weights import load_weights
+from bgkd_megatron.schedule import Microbatch
 from bgkd_megatron.teacher.frozen import FrozenTeacher
+from bgkd_megatron.teacher.states import TeacherStates
 
 Check = Callable[[Path], None]
 
@@ -76,7 +79,7 @@ def edited_architecture_is_refused(workspace: Path) -> None:
 
 def fresh_weights_do_not_depend_on_the_layout(workspace: Path) -> None:
     with layout(dist.get_world_size()):
-        model = build_model(student_config(VOCAB_EVEN), seed=5)
+        [model] = build_model(student_config(VOCAB_EVEN), seed=5)
         same_as_alone(workspace, "fresh", all_logits(model, VOCAB_EVEN))
 
 
@@ -101,10 +104,15 @@ def padding_is_zero(workspace: Path) -> None:
             assert (weight[ids < VOCAB_PADDED] != 0).any(dim=1).all()
 
 
+def teacher_states(model: GPTModel, tokens: Tensor, positions: Tensor) -> TeacherStates:
+    [states] = FrozenTeacher([model]).states([Microbatch(tokens, tokens, positions)])
+    return states
+
+
 def teacher_is_frozen(workspace: Path) -> None:
     with layout(dist.get_world_size()):
         model = load(workspace, "teacher", VOCAB_PADDED).train()
-        states = FrozenTeacher(model).states(*batch(VOCAB_PADDED))
+        states = teacher_states(model, *batch(VOCAB_PADDED))
         assert not model.training
         assert states.hidden.shape == (SEQ_LENGTH, 2, 96)
         logits = states.logits()
@@ -123,7 +131,7 @@ def sequence_parallel_teacher_states(workspace: Path) -> None:
         tokens, positions = batch(VOCAB_PADDED)
         length = SEQ_LENGTH - SEQ_LENGTH % dist.get_world_size()
         cut = tokens[:, :length], positions[:, :length]
-        whole = FrozenTeacher(load(workspace, "teacher", VOCAB_PADDED)).states(*cut)
+        whole = teacher_states(load(workspace, "teacher", VOCAB_PADDED), *cut)
         model = load(workspace, "teacher", VOCAB_PADDED, sequence_parallel=True)
-        parts = FrozenTeacher(model).states(*cut)
+        parts = teacher_states(model, *cut)
         torch.testing.assert_close(parts.hidden, whole.hidden, rtol=1e-5, atol=1e-5)

@@ -19,22 +19,22 @@ from bgkd_megatron.megatron.weights import load_weights
 
 
 def train(config: TrainConfig) -> None:
-    with layout(config.parallel.tensor_parallel, config.training.seed):
+    with layout(seed=config.training.seed, **config.parallel.model_dump()):
         train_loop.train(config)
 
 
 def records(config: TrainConfig) -> list[dict[str, Any]]:
     dist.barrier()  # rank 0 has written them
     lines = (config.logging.dir / METRICS_FILE).read_text().splitlines()
-    timing = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in json.loads(x).items() if k not in timing} for x in lines]
+    timing = ("seconds", "tokens_per_second", "memory")
+    return [{k: v for k, v in json.loads(x).items() if not k.startswith(timing)} for x in lines]
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The student in `checkpoint`, on the current layout."""
+    """The student in `checkpoint`, on the current layout, which has no pipeline."""
     model = build_model(ModelConfig.read(checkpoint))
     load_weights(model, checkpoint)
-    return {name: p.detach() for name, p in model.named_parameters()}
+    return {name: p.detach() for name, p in model[0].named_parameters()}
 
 
 def last_checkpoint(config: TrainConfig) -> Path:

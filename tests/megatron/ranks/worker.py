@@ -1,7 +1,8 @@
 """Started by torchrun: runs all checks for this number of processes and writes their results.
 
 Starting processes and importing Megatron takes ten seconds, a check a fraction of one, so a launch
-runs many.  WORKSPACE/results_N.json maps the name of a check to "" or to its traceback.
+runs many: all, or those that are named after WORKSPACE.
+WORKSPACE/results_N.json maps the name of a check to "" or to its traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bgkd_megatron.megatron import cpu_compat, parallel
 from bgkd_megatron.megatron.quiet import silence_megatron
 
 
-def main(workspace: Path) -> None:
+def main(workspace: Path, *only: str) -> None:
     silence_megatron()
     parallel.init_distributed()
     cpu_compat.install()
@@ -26,6 +27,7 @@ def main(workspace: Path) -> None:
     import checks_damage
     import checks_data
     import checks_faults
+    import checks_layouts
     import checks_loss
     import checks_model
     import checks_run
@@ -35,10 +37,16 @@ def main(workspace: Path) -> None:
     if world_size == 1:
         world.create(workspace)
     results = {}
-    modules = (checks_data, checks_model, checks_loss, checks_run, checks_faults, checks_damage)
+    modules = [
+        *(checks_data, checks_model, checks_loss, checks_run),
+        *(checks_layouts, checks_faults, checks_damage),
+    ]
+    if world_size > 3:  # the models have no shape for so many tensor-parallel ranks
+        modules = [checks_layouts]
     for module in modules:
         for name, check in module.checks(world_size).items():
-            results[name] = _run(check, workspace)
+            if not only or name in only:
+                results[name] = _run(check, workspace)
     if dist.get_rank() == 0:
         (workspace / f"results_{world_size}.json").write_text(json.dumps(results, indent=2))
     parallel.shutdown()
@@ -52,10 +60,11 @@ def _run(check, workspace: Path) -> str:
         error = ""
     except Exception:
         error = traceback.format_exc()
+        print(error, file=sys.stderr, flush=True)  # in case the ranks do not meet below
     errors = [""] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     return "\n".join(f"rank {rank}: {e}" for rank, e in enumerate(errors) if e)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

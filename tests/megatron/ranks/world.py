@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from megatron.core import parallel_state
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron.core.models.gpt import GPTModel
 
 from bgkd_megatron.megatron import parallel
-from bgkd_megatron.megatron.config import TrainConfig
+from bgkd_megatron.megatron.config import ParallelConfig, TrainConfig
 from bgkd_megatron.megatron.dataset import LOSS_MASK_SUFFIX
 from bgkd_megatron.megatron.model import build_model
 from bgkd_megatron.megatron.model_config import ModelConfig
@@ -32,35 +34,44 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-def student_config(vocab_size: int) -> ModelConfig:
-    return ModelConfig(
-        num_layers=2, hidden_size=48, ffn_hidden_size=96, vocab_size=vocab_size, **_SHAPE
-    )
+def student_config(vocab_size: int, **settings: Any) -> ModelConfig:
+    shape = {"num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 96}
+    return ModelConfig(**{"vocab_size": vocab_size, **shape, **_SHAPE, **settings})
 
 
-def teacher_config(vocab_size: int) -> ModelConfig:
+def teacher_config(vocab_size: int, **settings: Any) -> ModelConfig:
     """Another depth and width, and tied embeddings."""
-    return ModelConfig(
-        num_layers=3,
-        hidden_size=96,
-        ffn_hidden_size=192,
-        vocab_size=vocab_size,
-        tie_embeddings=True,
-        **_SHAPE,
-    )
+    shape = {"num_layers": 5, "hidden_size": 96, "ffn_hidden_size": 192, "tie_embeddings": True}
+    return ModelConfig(**{"vocab_size": vocab_size, **shape, **_SHAPE, **settings})
+
+
+def variants() -> dict[str, ModelConfig]:
+    """Models with what the others have not; by role, of the padded vocabulary."""
+    experts = {"num_experts": 4, "ffn_hidden_size": 32, "aux_loss": 0.1}
+    return {
+        f"{role}_{name}": make(VOCAB_PADDED, **settings)
+        for role, make in (("student", student_config), ("teacher", teacher_config))
+        for name, settings in {
+            "experts": {"experts": experts},
+            "heads": {"mtp_layers": 1},
+            "capped": {"logit_scale": 2.0, "final_logit_softcap": 4.0},
+            "tied": {"tie_embeddings": role == "student"},
+        }.items()
+    }
 
 
 def create(workspace: Path) -> None:
     """Write models (each vocabulary) and datasets.  On one process."""
+    models = {
+        f"{role}_{vocab_size}": make(vocab_size)
+        for role, make in (("student", student_config), ("teacher", teacher_config))
+        for vocab_size in (VOCAB_EVEN, VOCAB_PADDED)
+    }
     with layout():
-        for vocab_size in (VOCAB_EVEN, VOCAB_PADDED):
-            for role, config in (
-                ("student", student_config(vocab_size)),
-                ("teacher", teacher_config(vocab_size)),
-            ):
-                model = build_model(config, seed=vocab_size)
-                spread(model)
-                save_model_dir(model, config, workspace / f"{role}_{vocab_size}")
+        for number, (name, config) in enumerate({**models, **variants()}.items()):
+            model = build_model(config, seed=number)
+            spread(model[0])
+            save_model_dir(model, config, workspace / name)
     rng = np.random.default_rng(0)
     write_dataset(workspace / "plain", [rng.integers(0, VOCAB_PADDED, n) for n in (40, 9, 70, 25)])
     # Documents shorter and longer than a sample; what is masked differs from sample to sample.
@@ -91,20 +102,26 @@ def write_dataset(
 
 
 @contextmanager
-def layout(tensor_parallel: int = 1, seed: int = 0) -> Iterator[None]:
-    """Megatron's groups with this tensor-parallel size over all processes."""
-    parallel.init_model_parallel(tensor_parallel, seed=seed)
+def layout(tensor_parallel: int = 1, seed: int = 0, **sizes: Any) -> Iterator[None]:
+    """Megatron's groups of these sizes over all processes."""
+    sizes = {"tensor_parallel": tensor_parallel, **sizes}
+    parallel.init_model_parallel(ParallelConfig(**sizes), seed=seed)
     try:
         yield
     finally:
         parallel_state.destroy_model_parallel()
+        # Megatron forgets its groups, but gloo keeps the threads of each: hundreds for a layout.
+        for group in list(c10d._world.pg_map):
+            if group is not dist.group.WORLD:
+                dist.destroy_process_group(group)
 
 
 def load(workspace: Path, role: str, vocab_size: int, **options: Any) -> GPTModel:
+    """The only piece of a model."""
     model_dir = workspace / f"{role}_{vocab_size}"
     model = build_model(ModelConfig.read(model_dir), **options)
     load_weights(model, model_dir)
-    return model
+    return model[0]
 
 
 def run_config(workspace: Path, name: str, **sections: dict[str, Any]) -> TrainConfig:
