@@ -101,12 +101,14 @@ BGKD_INLINE constexpr float fdiv_unit(FDivergence kind) { return is_mixture(kind
 // Stands for log2 0, so that 0 times it is 0.
 constexpr float kLog2OfNothing = -1e30f;
 
-// 2^x, of which nothing is infinite: infinities of opposite sign would become NaN.
-template <class F>
-BGKD_INLINE F bounded_exp2(F x, bool polynomial) {
-  using P = Pack<F>;
-  const F bound = P::broadcast(120.f);
-  return exp2_flushed(P::where_greater(x, bound, bound, x), polynomial);  // NaN stays
+// The least log2 of a probability, such that no power of it exceeds 2^100: infinities of opposite
+// sign would become NaN. Both distributions are bounded before any power of them is taken, so that
+// what comes out is the divergence of two measures, never negative.
+BGKD_INLINE float least_log2(const FdivParams& params) {
+  const float sum = params.alpha + params.beta;
+  const float smaller = params.alpha < params.beta ? params.alpha : params.beta;
+  const float least = sum < smaller ? sum : smaller;  // the steepest power
+  return least * kLog2OfNothing > 100.f ? 100.f / least : kLog2OfNothing;
 }
 
 // (x - y) / c, the limit where c is 0.
@@ -120,14 +122,14 @@ BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_
                                         PolynomialShare& polynomial) {
   using P = Pack<F>;
   const float alpha = params.alpha, beta = params.beta, sum = alpha + beta;
-  const F zero = P::broadcast(0.f), lowest = P::broadcast(kLog2OfNothing);
-  const F q_finite = P::at_least(q_log2, kLog2OfNothing);
-  const F p_finite = P::at_least(p_log2, kLog2OfNothing);
+  const F zero = P::broadcast(0.f);
+  const float least = least_log2(params);
+  const F q_finite = P::at_least(q_log2, least), p_finite = P::at_least(p_log2, least);
   const F log_ratio = P::broadcast(kLn2) * (q_finite - p_finite);
   const F of_both = P::fma(P::broadcast(alpha), p_finite, P::broadcast(beta) * q_finite);
-  const F cross = bounded_exp2(of_both, polynomial.next());
-  const F q_power = bounded_exp2(P::broadcast(sum) * q_finite, polynomial.next());
-  const F p_power = bounded_exp2(P::broadcast(sum) * p_finite, polynomial.next());
+  const F cross = exp2_flushed(of_both, polynomial.next());
+  const F q_power = exp2_flushed(P::broadcast(sum) * q_finite, polynomial.next());
+  const F p_power = exp2_flushed(P::broadcast(sum) * p_finite, polynomial.next());
   const F ascent = over(sum, q_power, p_power, log_ratio);
   F value, slope;
   if (!is_zero_exponent(alpha)) {
@@ -143,7 +145,7 @@ BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_
     value = P::broadcast(0.5f) * log_ratio * log_ratio;
   }
   // Absent from both. The comparison is such that NaN stays.
-  const F both = q_finite + p_finite;
+  const F both = q_finite + p_finite, lowest = P::broadcast(1.9999f * least);
   return {exp2_flushed(q_log2, polynomial.next()), P::where_greater(lowest, both, zero, value),
           P::where_greater(lowest, both, zero, slope)};
 }
