@@ -147,3 +147,22 @@ def test_a_token_that_the_student_excludes(alpha: float, beta: float, infinite: 
     value, _ = computed(z, t, None, alpha, beta, 1000)
     assert (value[0] > 1e20) == infinite
     assert value[1] < 1e4
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.01, -3.0), (-3.0, 0.5), (3.0, -3.0), (-0.5, -3.0)])
+def test_powers_that_overflow(alpha: float, beta: float) -> None:
+    """Huge, not negative, and nothing where the loss gives the row no weight."""
+    t = make_logits(2, 1000, seed=1)
+    z = -t * 4  # unlikely where the teacher is sure, and the other way round
+    value, gradient = computed(z, t, None, alpha, beta, 1000)
+    assert (value > 1e20).all()
+    assert gradient.isfinite().all()
+    leaf = z.requires_grad_()
+    stats, value = vocab_fdiv(
+        leaf,
+        t,
+        shard=VocabShard.even(1000, 1000),
+        divergence=FDivergence(FKind.ALPHA_BETA, alpha=alpha, beta=beta),
+    )
+    (gradient,) = torch.autograd.grad((0.0 * value + stats.student_lse).sum(), leaf)
+    torch.testing.assert_close(gradient, z.detach().softmax(-1), rtol=1e-5, atol=1e-6)

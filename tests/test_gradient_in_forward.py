@@ -82,7 +82,7 @@ def rows_at_the_bounds() -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, torch.full((9,), 5)
 
 
-@pytest.mark.parametrize("soft", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("soft", ["forward_kl", "reverse_kl", "adaptive_kl"])
 @pytest.mark.parametrize("excluded", [[], [5], [7], [5, 7]], ids=str)
 @pytest.mark.parametrize("weighting", WEIGHTING_CASES)
 def test_weights_at_their_bounds(weighting: str, excluded: list[int], soft: Any) -> None:

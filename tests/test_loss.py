@@ -135,6 +135,25 @@ def test_a_term_without_weight_cannot_spoil_the_loss() -> None:
     assert leaf.grad.isfinite().all()
 
 
+def test_an_infinite_adaptive_kl_without_weight_has_no_gradient() -> None:
+    """At the start of a curriculum; the derivative of its own weight is infinite, too."""
+    z, t = (make_logits(1, VOCAB, seed) for seed in (0, 1))
+    z[0, 7] = -math.inf
+    config = ObjectiveConfig(soft="adaptive_kl", weighting="curriculum")
+    leaf = z.clone().requires_grad_()
+    losses, _ = hybrid_loss(
+        leaf * 1.0,
+        t,
+        torch.tensor([3]),
+        HybridObjective(config, VOCAB),
+        shard=VocabShard.even(VOCAB, VOCAB),
+    )
+    losses.loss.sum().backward()
+    assert losses.soft.isinf().all()
+    expected = z.softmax(-1) - torch.nn.functional.one_hot(torch.tensor([3]), VOCAB)
+    torch.testing.assert_close(leaf.grad, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("soft", ["forward_kl", "reverse_kl"])
 def test_the_hottest_temperature_keeps_its_digits(soft: Any) -> None:
     """Why ObjectiveConfig.temperature ends there: beyond, the rounding outgrows the loss."""

@@ -25,7 +25,7 @@ from bgkd_megatron.sequence_layout import SequenceLayout
 from bgkd_megatron.vocab_shard import VocabShard
 
 VOCAB, BATCH, LENGTH = 41, 3, 7
-WEIGHT, RATIO, STEPS = 0.2, 0.2, 51  # --distill_weight, --curriculum_warmup_ratio
+WEIGHT, RATIO, STEPS = 0.2, 0.2, 54  # --distill_weight, --curriculum_warmup_ratio
 ETA, ALPHA, GAMMA, TSALLIS = 0.1, 0.05, 0.9999, 0.1
 STEPS_OF_RELEASE = 8.0  # micro-batches and ranks whose tokens divide the hard term
 SHARD = VocabShard.even(VOCAB, VOCAB)
@@ -73,7 +73,7 @@ def weights(z: Tensor, t: Tensor, labels: Tensor, phi_type: str, step: int) -> t
     """Of the hard term and of the soft one."""
     p_y, q_y = (x.softmax(-1).gather(1, labels[:, None]).squeeze(1).detach() for x in (t, z))
     smooth = (t.softmax(-1).pow(TSALLIS).sum(-1) - 1) / (VOCAB ** (1 - TSALLIS) - 1)
-    warm = int((STEPS - 1) * RATIO)
+    warm = int(STEPS * RATIO)
     rising = WEIGHT * step / warm if step < warm else WEIGHT
     falling = 1 - step / warm * (1 - WEIGHT) if step < warm else WEIGHT
     log_p = p_y.clamp(min=1e-8).log()
@@ -128,7 +128,9 @@ def release_loss(
     student, teacher, tokens = z[valid], t[valid], labels[valid]
     count = len(tokens)
     hard_weight, soft_weight = weights(student, teacher, tokens, phi_type, step)
-    soft = divergence(student, teacher, div)
+    # What is weighted by the token is alpha-beta there; --div is only logged.
+    by_token = ("adap", "reverse_adap", "entropy", "wsl", "reverse_wsl")
+    soft = divergence(student, teacher, "ab" if phi_type.startswith(by_token) else div)
     if phi_type.startswith("temperature_schedule"):
         part = step / (STEPS - 1)
         low_first = phi_type.endswith("low_to_high")
@@ -163,6 +165,8 @@ def config_of(phi_type: str, div: str, labels: Tensor) -> tuple[ObjectiveConfig,
     if phi_type.startswith("chi2"):
         valid = labels != -100
         switches["risk_terminal"] = valid.sum().item() / valid.any(dim=1).sum().item()
+    if "curriculum" in phi_type:
+        switches["curriculum_fraction"] = int(STEPS * RATIO) / (STEPS - 1)  # in terms of progress
     if phi_type == "soft_kd_entropy_reg":
         switches["entropy_regularizer"] = scale * ETA
     return ObjectiveConfig(**(release(phi_type, div) | switches)), scale
@@ -203,6 +207,7 @@ def test_equals_the_release(phi_type: str, div: str) -> None:
         ("chi2_curriculum", "srkl"),
         ("entropy_sft_distill", "sfkl"),
         ("wsl", "jsd"),
+        ("curriculum_weight", "jsd"),
         ("soft_kd_entropy_reg", "akl"),
         ("temperature_schedule_high_to_low", "ab"),
         ("random_label", "ab"),

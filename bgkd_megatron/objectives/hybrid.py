@@ -117,7 +117,7 @@ class HybridObjective:
         with torch.no_grad():
             soft_weight, hard_weight = self._weights(stats, progress, hard)
         if self._divergence is not None:
-            soft = self._divergence.value(stats, progress)
+            soft = self._divergence.value(_constant(stats, soft_weight == 0.0), progress)
         loss = _share(soft_weight, soft) + _share(hard_weight, hard)
         if self.config.entropy_regularizer:
             loss = loss - self.config.entropy_regularizer * stats.require("student_entropy")
@@ -179,6 +179,14 @@ def _checked(weight: Tensor, term: Tensor) -> Tensor:
             f"{term.device}, got {list(weight.shape)} on {weight.device}"
         )
     return weight.to(term.dtype)
+
+
+def _constant(stats: VocabStats, rows: Tensor) -> VocabStats:
+    """`stats` without a gradient in these rows: what would come back to an infinite statistic there
+    may be NaN."""
+    values = stats._asdict().items()
+    varying = {name: v for name, v in values if v is not None and v.requires_grad}
+    return stats._replace(**{n: torch.where(rows, v.detach(), v) for n, v in varying.items()})
 
 
 def _share(weight: Tensor, term: Tensor) -> Tensor:

@@ -60,6 +60,17 @@ _RELEASE_DIVERGENCES: dict[str, dict[str, Any]] = {
     "akl": {"soft": "adaptive_kl", "adaptive_mu": 0.5},
 }
 
+# These train alpha-beta whatever --div says, which is only logged; the schedules of the temperature
+# train the forward KL.
+_IGNORE_DIV = (
+    "adap_sft",
+    "reverse_adap_sft",
+    "entropy_sft_distill",
+    "entropy_sft_sft",
+    "wsl",
+    "reverse_wsl",
+)
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         **_PAPER,
@@ -73,11 +84,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def release(phi_type: str, div: str = "ab") -> dict[str, Any]:
     """Settings of ObjectiveConfig for the reference release's `--phi_type` with its `--div`.
 
-    The schedules of the temperature ignore `div` there.  Raises ValueError for unknown names.
+    Those whose weights depend on the token ignore `div`, as there: their soft term is alpha-beta,
+    of the schedules of the temperature the forward KL.  Raises ValueError for unknown names.
     """
     for name, known in ((phi_type, _RELEASE), (div, _RELEASE_DIVERGENCES)):
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
     if phi_type.startswith("temperature_schedule"):
         return dict(_RELEASE[phi_type])
-    return {**_RELEASE[phi_type], **_RELEASE_DIVERGENCES[div]}
+    return {**_RELEASE[phi_type], **_RELEASE_DIVERGENCES["ab" if phi_type in _IGNORE_DIV else div]}

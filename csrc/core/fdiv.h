@@ -137,10 +137,14 @@ BGKD_INLINE float fdiv_unit(const FdivParams& params) {
 // Stands for log2 0, so that 0 times it is 0.
 constexpr float kLog2OfNothing = -1e30f;
 
-// 2^x, of which nothing is infinite: infinities of opposite sign would become NaN.
-template <class F>
-BGKD_INLINE F bounded_exp2(F x, bool polynomial) {
-  return exp2_flushed(Pack<F>::at_most(x, 120.f), polynomial);
+// The least log2 of a probability, such that no power of it exceeds 2^100: infinities of opposite
+// sign would become NaN. Both distributions are bounded before any power of them is taken, so that
+// what comes out is the divergence of two measures, never negative.
+BGKD_INLINE float least_log2(const FdivParams& params) {
+  const float sum = params.alpha + params.beta;
+  const float smaller = params.alpha < params.beta ? params.alpha : params.beta;
+  const float least = sum < smaller ? sum : smaller;  // the steepest power
+  return least * kLog2OfNothing > 100.f ? 100.f / least : kLog2OfNothing;
 }
 
 template <FDivergence kKind, class F>
@@ -149,22 +153,22 @@ BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_
   using P = Pack<F>;
   using Kind = FDivergence;
   const float alpha = params.alpha, beta = params.beta;
-  const F q_finite = P::at_least(q_log2, kLog2OfNothing);
-  const F p_finite = P::at_least(p_log2, kLog2OfNothing);
+  const float least = least_log2(params);
+  const F q_finite = P::at_least(q_log2, least), p_finite = P::at_least(p_log2, least);
   const auto power = [&](float exponent, F log2) {
-    return bounded_exp2(P::broadcast(exponent) * log2, polynomial.next());
+    return exp2_flushed(P::broadcast(exponent) * log2, polynomial.next());
   };
   // 0 for a token absent from both, whose powers are equal up to their errors alone. The comparison
   // is such that NaN stays.
   const auto if_present = [&](F x) {
-    return P::where_greater(P::broadcast(kLog2OfNothing), q_finite + p_finite, P::broadcast(0.f),
+    return P::where_greater(P::broadcast(1.9999f * least), q_finite + p_finite, P::broadcast(0.f),
                             x);
   };
   F value, slope;
   if constexpr (kKind == Kind::kAlphaBeta) {
     const float sum = alpha + beta;
     const F of_both = P::fma(P::broadcast(alpha), p_finite, P::broadcast(beta) * q_finite);
-    const F cross = bounded_exp2(of_both, polynomial.next());
+    const F cross = exp2_flushed(of_both, polynomial.next());
     const F q_power = power(sum, q_finite), p_power = power(sum, p_finite);
     slope = if_present(q_power - cross);
     value = if_present(P::fma(P::broadcast(1.f / sum), q_power - p_power,

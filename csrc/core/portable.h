@@ -45,9 +45,8 @@ struct Pack<float> {
   static BGKD_INLINE float broadcast(float x) { return x; }
   // NaN in `x` is ignored here: it reaches every statistic through the exponential.
   static BGKD_INLINE float maximum(float x, float running) { return x > running ? x : running; }
-  // NaN stays, in both.
+  // NaN stays.
   static BGKD_INLINE float at_least(float x, float bound) { return bound > x ? bound : x; }
-  static BGKD_INLINE float at_most(float x, float bound) { return bound < x ? bound : x; }
   static BGKD_INLINE float fma(float a, float b, float c) { return std::fma(a, b, c); }
   // a > b ? x : y
   static BGKD_INLINE float where_greater(float a, float b, float x, float y) {

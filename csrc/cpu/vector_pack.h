@@ -29,7 +29,6 @@ struct Pack<Vec> {
   static BGKD_INLINE Vec broadcast(float x) { return Vec(x); }
   static BGKD_INLINE Vec maximum(Vec x, Vec running) { return at::vec::clamp_min(running, x); }
   static BGKD_INLINE Vec at_least(Vec x, float bound) { return at::vec::clamp_min(x, Vec(bound)); }
-  static BGKD_INLINE Vec at_most(Vec x, float bound) { return at::vec::clamp_max(x, Vec(bound)); }
   static BGKD_INLINE Vec fma(Vec a, Vec b, Vec c) { return at::vec::fmadd(a, b, c); }
   static BGKD_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
 #if defined(CPU_CAPABILITY_AVX512)

@@ -64,11 +64,6 @@ struct Pack<Lane<kChecked_>> {
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x.value), "f"(bound));
     return {y};
   }
-  static __device__ __forceinline__ F at_most(F x, float bound) {
-    float y;
-    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x.value), "f"(bound));
-    return {y};
-  }
   static __device__ __forceinline__ F fma(F a, F b, F c) {
     return {__fmaf_rn(a.value, b.value, c.value)};
   }

@@ -83,9 +83,6 @@ struct Pack<LanePair<kChecked_>> {
   static __device__ __forceinline__ F at_least(F x, float bound) {
     return each([=](Narrow x) { return Single::at_least(x, bound); }, x);
   }
-  static __device__ __forceinline__ F at_most(F x, float bound) {
-    return each([=](Narrow x) { return Single::at_most(x, bound); }, x);
-  }
   static __device__ __forceinline__ F where_greater(F a, F b, F x, F y) {
     return each([](auto... column) { return Single::where_greater(column...); }, a, b, x, y);
   }
