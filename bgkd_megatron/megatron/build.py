@@ -42,7 +42,7 @@ def build_teacher(config: TrainConfig) -> FrozenTeacher | None:
     if config.teacher is None:
         return None
     model_dir = config.teacher.model_dir
-    model_config = ModelConfig.read(model_dir)
+    model_config = ModelConfig.read(model_dir).without_heads()
     model = build_model(
         model_config,
         dtype=dtype(config),

@@ -65,7 +65,7 @@ def evaluate(
                 if stop is not None and stop.agree():
                     return None
                 batches = global_batch(dataset, samples, config.training.micro_batch_size)
-                for group in [batches] if loss.teacher is None else loss.teacher.groups(batches):
+                for group in loss.groups(batches):
                     step = loss.forward_step(group, progress)
                     reports += run_schedule(step, model, group, forward_only=True)
             results[name] = mean_metrics(reports)

@@ -57,7 +57,7 @@ class Gradients:
         for piece in self.model:
             piece.zero_grad_buffer()
         self._num_tokens = None
-        groups = [batches] if loss.teacher is None else loss.teacher.groups(batches)
+        groups = loss.groups(batches)
         reports: list[dict[str, Tensor]] = []
         for number, group in enumerate(groups):
             step = loss.forward_step(group, progress, iteration)

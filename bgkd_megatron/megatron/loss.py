@@ -83,6 +83,11 @@ class DistillationLoss:
         group = parallel_state.get_tensor_model_parallel_group()
         self._tp_group = group if group.size() > 1 else None
 
+    def groups(self, batches: Sequence[Microbatch]) -> list[Sequence[Microbatch]]:
+        """The microbatches of a step, in groups that each take a forward step and a schedule of
+        their own: as the teacher wants it."""
+        return [batches] if self.teacher is None else self.teacher.groups(batches)
+
     def forward_step(
         self, batches: Sequence[Microbatch], progress: float = 0.0, iteration: int = 0
     ) -> ForwardStep:
@@ -105,17 +110,17 @@ class DistillationLoss:
                 seed = _mixed(self._seed, iteration, next(numbers), data_parallel)
                 teacher = None if states is None else next(states)
                 context = _Context(teacher, progress, seed, batch.document_ends)
-            loss = model(
-                batch.tokens,
-                batch.position_ids,
-                attention_mask=None,  # causal
-                labels=batch.labels,
-                loss_mask=(
-                    batch.labels != IGNORE_INDEX
-                ).float(),  # for heads that look further ahead
-                output_processor=self._process_output,
-                output_processor_context=context,
-            )
+            with named_range("student"):
+                loss = model(
+                    batch.tokens,
+                    batch.position_ids,
+                    attention_mask=None,  # causal
+                    labels=batch.labels,
+                    # Read by heads that look further ahead only.
+                    loss_mask=(batch.labels != IGNORE_INDEX).float(),
+                    output_processor=self._process_output,
+                    output_processor_context=context,
+                )
             return loss, partial(_sum_loss, labels=batch.labels, context=context)
 
         return step

@@ -120,7 +120,22 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((seed or 0) + stage)  # no two stages begin with the same layers
             stages.append(_build_stage(config, megatron_config, vp_stage))
+            if seed is not None and megatron_config.expert_model_parallel_size > 1:
+                _draw_experts(stages[-1], seed + stage)
     return stages
+
+
+@torch.no_grad()
+def _draw_experts(model: GPTModel, seed: int) -> None:
+    """Other fresh weights for the experts of each rank.  All ranks draw the same numbers, which is
+    right for what they share and would make their experts copies of each other."""
+    rank = parallel_state.get_expert_tensor_and_model_parallel_rank()
+    torch.manual_seed(seed + (1 + rank) * 1_000_003)
+    for name, weight in model.named_parameters():
+        if not getattr(weight, "allreduce", True):  # Megatron's mark of an expert
+            is_last = name.endswith("linear_fc2.weight")
+            init = model.config.output_layer_init_method if is_last else model.config.init_method
+            init(weight)
 
 
 def _build_stage(

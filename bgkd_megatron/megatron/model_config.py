@@ -103,6 +103,10 @@ class ModelConfig(Section):
         """From the output layer's logits to those of the distribution."""
         return FinalLogits(self.logit_scale, self.final_logit_softcap)
 
+    def without_heads(self) -> ModelConfig:
+        """As a teacher needs it: what looks further ahead than the next token is not asked for."""
+        return self.model_copy(update={"mtp_layers": 0})
+
     def weight_layout(self) -> dict[str, Any]:
         """What decides which weights there are and what they mean.  The rest may be edited, as for
         a longer context: positions, and the epsilon of the norms."""

@@ -93,6 +93,7 @@ def _rank_sizes(
     taught: list[list[str]] = []
     frozen = 0
     if teacher is not None and config.teacher is not None:
+        teacher = teacher.without_heads()
         taught = _pieces(teacher, layout, config.teacher.layers_per_stage, rank)
         frozen = sum(parameters(teacher, layout, taught))
     width = 2 if training.precision == "bf16" else 4

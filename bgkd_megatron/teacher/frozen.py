@@ -65,7 +65,12 @@ class FrozenTeacher:
             hidden = run_schedule(
                 self._forward_step, self._model, batches, forward_only=True, collect_outputs=True
             )
-        return (self._with_weight(of_batch) for of_batch in hidden)
+        return self._in_turn(hidden)
+
+    def _in_turn(self, hidden: list[Tensor]) -> Iterator[TeacherStates]:
+        hidden.reverse()
+        while hidden:  # what has been used is held no longer
+            yield self._with_weight(hidden.pop())
 
     @torch.no_grad()
     def _alone(self, batch: Microbatch) -> TeacherStates:

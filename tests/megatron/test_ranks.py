@@ -56,6 +56,7 @@ CHECKS = {
         "resume_on_another_layout",
         "run_on_dp_2",
         "run_on_sequence_parallel",
+        "fresh_experts_are_no_copies",
         "run_on_pp2",
         "run_on_pp2_vp2",
         "run_on_cp2",

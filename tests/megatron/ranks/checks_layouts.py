@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from checks_run import REFERENCE, assert_same_run, keep_half
 from megatron.core import parallel_state
 from runs import last_checkpoint, records, train, weights
-from world import layout, run_config
+from world import VOCAB_PADDED, layout, run_config, student_config
 
 from bgkd_megatron.megatron.config import TrainConfig
 from bgkd_megatron.megatron.model import build_model
@@ -100,6 +101,8 @@ def checks(world_size: int) -> dict[str, Check]:
         f"run_on_{name}": partial(same_run, name=name, sizes=sizes)
         for name, sizes in LAYOUTS.get(world_size, {}).items()
     }
+    if world_size == 2:
+        found["fresh_experts_are_no_copies"] = fresh_experts_are_no_copies
     for variant, sizes in VARIANT_LAYOUTS.get(world_size, []):
         name = "_".join([variant, *(_short(*size) for size in sizes.items())])
         found[f"run_of_{name}"] = partial(same_run, name=name, sizes=sizes, variant=variant)
@@ -135,7 +138,8 @@ def same_run(workspace: Path, name: str, sizes: dict[str, Any], variant: str = "
 def assert_sizes(config: TrainConfig) -> None:
     """The plan of a run knows how many parameters this rank will have."""
     assert config.teacher is not None
-    student, teacher = config.student.model(), ModelConfig.read(config.teacher.model_dir)
+    student = config.student.model()
+    teacher = ModelConfig.read(config.teacher.model_dir).without_heads()
     plan = rank_sizes(config, student, teacher, dist.get_world_size())
     with layout(**config.parallel.model_dump()):
         mine = plan[parallel_state.get_pipeline_model_parallel_rank()]
@@ -166,3 +170,18 @@ def resumed(workspace: Path, name: str, source: str, sizes: dict[str, Any]) -> N
         start = config.student.model_dir
         assert start is not None
         assert_same_run(config, run_config(workspace, REFERENCE), start)
+
+
+def fresh_experts_are_no_copies(workspace: Path) -> None:
+    """What two ranks share is the same on both; all experts differ."""
+    experts = {"num_experts": 4, "ffn_hidden_size": 32}
+    with layout(expert_parallel=2):
+        [model] = build_model(student_config(VOCAB_PADDED, experts=experts), seed=3)
+        for name, weight in model.named_parameters():
+            everyone = [torch.empty_like(weight) for _ in range(2)]
+            dist.all_gather(everyone, weight.detach())
+            assert everyone[0].equal(everyone[1]) != ("experts" in name), name
+            if "local_experts.1." in name:
+                other = model.get_parameter(name.replace("experts.1.", "experts.0."))
+                assert not weight.equal(other)
+                assert abs(weight.std() / other.std() - 1.0) < 0.2
