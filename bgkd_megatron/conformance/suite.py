@@ -84,8 +84,10 @@ def _worst(errors: Sequence[float]) -> float:
 
 
 def problems_for(candidate: Candidate) -> list[str]:
-    """A candidate that knows no padding is not asked about it."""
-    return [name for name in PROBLEMS if name != "padded" or candidate.knows_padding]
+    """A candidate is not asked about padding, or uneven shards, that it does not claim."""
+    left_out = {"padded"} if not candidate.knows_padding else set()
+    left_out |= {"uneven"} if not candidate.takes_uneven_shards else set()
+    return [name for name in PROBLEMS if name not in left_out]
 
 
 def version_of(package: str | None) -> str | None:
