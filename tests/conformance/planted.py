@@ -160,6 +160,10 @@ def softened(student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGro
     return 4 * page.right_kl(student / 2, teacher / 2, _, group)
 
 
+def not_a_number(student: Tensor, *_: object) -> Tensor:
+    return student.float().sum(-1) * float("nan")
+
+
 def raises(student: Tensor, *_: object) -> Tensor:
     raise IndexError("index 300 is out of bounds")
 

@@ -182,6 +182,12 @@ def test_what_is_only_rounded_is_told_apart() -> None:
     assert summary(outcome("planted:partial_sum", tp_size=2)).endswith("TP 2 **fails**")
 
 
+def test_ranks_may_agree_on_nan() -> None:
+    found = outcome("planted:not_a_number", tp_size=2)
+    assert set(mistakes(found).values()) == {"not finite"}
+    assert found.sizes[2].ranks_agree
+
+
 def test_a_variable_is_set_before_anything_is_imported() -> None:
     assert mistakes(outcome("planted:NEEDS_A_VARIABLE", tp_size=1)) == {}
 
