@@ -273,7 +273,7 @@ def test_whoever_saved_the_logits_is_told() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": None}, "teacher_logits and the TEACHER feature go together"),
+        ({"teacher": None}, "reads the teacher's logits: pass teacher_logits"),
         ({"labels": torch.full((9,), VOCAB)}, f"{VOCAB} is outside the vocabulary"),
         ({"labels": None}, r"must be token ids \[N\], got None: pass labels, or"),
         ({"tokens_per_chunk": 0}, "tokens_per_chunk must be an int, at least 1, got 0"),
