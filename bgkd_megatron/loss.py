@@ -63,6 +63,7 @@ def hybrid_loss(
         """The arguments, unless this rank refuses them; labels are not drawn yet."""
         _check_vocabulary(objective, shard)
         _check_labels(objective, labels)
+        _check_teacher(objective, teacher_logits)
         features = objective.features
         if labels is None and not objective.config.draws_labels:
             features &= ~Feature.LABEL  # only metrics would read it
@@ -133,8 +134,6 @@ def _check_draw(arguments: StatsArguments, objective: HybridObjective, seed: int
             f"hybrid_loss: hard_label={objective.config.hard_label!r} needs a seed, the same on "
             "all ranks of the group and another one for each microbatch"
         )
-    if objective.config.hard_label == "teacher_sample" and arguments.teacher_logits is None:
-        raise ValueError("hybrid_loss: hard_label='teacher_sample' needs teacher_logits, got None")
     vocab_arguments.check(arguments)
 
 
@@ -179,6 +178,21 @@ def _check_labels(objective: HybridObjective, labels: Tensor | None) -> None:
             f"{objective.config.hard_label!r}, weighting={objective.config.weighting!r}), so they "
             "must be token ids [N], got None: pass labels, or take hard_label='teacher_argmax' and "
             "a weighting that reads none"
+        )
+
+
+def _check_teacher(objective: HybridObjective, teacher_logits: Tensor | None) -> None:
+    is_read = Feature.TEACHER in objective.features
+    if is_read != (teacher_logits is not None):
+        config = objective.config
+        raise ValueError(
+            f"hybrid_loss: the objective (soft={config.soft!r}, weighting={config.weighting!r}, "
+            f"soft_weight={config.soft_weight}, hard_label={config.hard_label!r}) "
+            + (
+                "reads the teacher's logits: pass teacher_logits"
+                if is_read
+                else "has no use for a teacher: pass teacher_logits=None"
+            )
         )
 
 

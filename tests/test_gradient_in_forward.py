@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from objective_cases import ONE_SWEEP, SOFT_CASES, WEIGHTING_CASES
+from pydantic import ValidationError
 from torch import Tensor
 from vocab_inputs import computed, make_labels, make_logits
 
@@ -116,9 +117,10 @@ def choices() -> list[dict[str, Any]]:
 
 def test_every_objective_of_one_sweep_is_named() -> None:
     for settings in choices():
-        if settings["reversed"] and settings["weighting"] == "static":
+        try:
+            objective = HybridObjective(ObjectiveConfig(**settings), VOCAB)
+        except ValidationError:  # of settings that another one leaves unread
             continue
-        objective = HybridObjective(ObjectiveConfig(**settings), VOCAB)
         takes_other_way = objective.fdivergence is not None or objective.config.couples_positions
         assert (objective.named(0.5) is None) == takes_other_way, settings
 
@@ -271,7 +273,7 @@ def test_whoever_saved_the_logits_is_told() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": None}, "teacher_logits and the TEACHER feature go together"),
+        ({"teacher": None}, "reads the teacher's logits: pass teacher_logits"),
         ({"labels": torch.full((9,), VOCAB)}, f"{VOCAB} is outside the vocabulary"),
         ({"labels": None}, r"must be token ids \[N\], got None: pass labels, or"),
         ({"tokens_per_chunk": 0}, "tokens_per_chunk must be an int, at least 1, got 0"),

@@ -135,6 +135,19 @@ def test_a_term_without_weight_cannot_spoil_the_loss() -> None:
     assert leaf.grad.isfinite().all()
 
 
+def test_a_teacher_that_is_not_read_is_refused() -> None:
+    z, t = (make_logits(1, VOCAB, seed) for seed in (0, 1))
+    config = ObjectiveConfig(weighting="static", soft_weight=0.0)
+    with pytest.raises(ValueError, match=r"soft_weight=0.0, .* no use for a teacher: pass .*=None"):
+        hybrid_loss(
+            z,
+            t,
+            torch.tensor([3]),
+            HybridObjective(config, VOCAB),
+            shard=VocabShard.even(VOCAB, VOCAB),
+        )
+
+
 def test_an_infinite_adaptive_kl_without_weight_has_no_gradient() -> None:
     """At the start of a curriculum; the derivative of its own weight is infinite, too."""
     z, t = (make_logits(1, VOCAB, seed) for seed in (0, 1))

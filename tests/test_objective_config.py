@@ -58,7 +58,10 @@ def test_config_refuses(field: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"soft_weight": 1.5}, r"soft_weight must be at most 1, got 1\.5: .* give hard_weight"),
+        (
+            {"weighting": "static", "soft_weight": 1.5},
+            r"soft_weight must be at most 1, got 1\.5: .* give hard_weight",
+        ),
         (
             {"weighting": "curriculum", "soft_weight": 1.5},
             "soft_weight must be at most 1",
@@ -74,7 +77,7 @@ def test_config_refuses(field: str, value: Any, message: str) -> None:
         ({"soft": "adaptive_kl", "temperature": 0.5}, "got soft=adaptive_kl"),
         (
             {"weighting": "entropy", "hard_weight": 0.5},
-            "hard_weight belongs to weighting=static, got entropy: leave it out",
+            "hard_weight belongs to weighting=static, got hard_weight=0.5 with weighting=entropy",
         ),
         ({"weighting": "static", "reversed": True}, "a static weighting has no reverse"),
         (
@@ -84,6 +87,14 @@ def test_config_refuses(field: str, value: Any, message: str) -> None:
         ({"soft": "alpha_beta", "alpha": 0.5, "beta": -0.495}, "must each be 0 or of a size"),
         ({"soft": "alpha_beta", "beta": 0.001}, "must each be 0 or of a size"),
         ({"soft": "jensen_shannon", "mixture": 1e-9}, r"between 0 and 1, by at least 2\^-24"),
+        (
+            {"soft_weight": 0.3},
+            "belongs to weighting=static or curriculum or wsl, .*=entropy",
+        ),
+        ({"mixture": 0.3}, "mixture belongs to soft=jensen_shannon or .* with soft=forward_kl"),
+        ({"risk_gamma": 0.9}, "risk_gamma belongs to hard=risk_guided"),
+        ({"tsallis_gamma": 2.0}, "tsallis_gamma belongs to entropy=tsallis"),
+        ({"preset": "release_chi2", "hard": "cross_entropy", "risk_gamma": 0.9}, "risk_gamma belo"),
         ({"preset": "paper"}, "preset must be one of static, .*release_sft.*, got 'paper'"),
         ({"preset": ["static", 3]}, "preset must be one of .* got 3"),
     ],
@@ -97,6 +108,9 @@ def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str
 @pytest.mark.parametrize(
     "settings",
     [
+        {"weighting": "confidence", "soft_weight": 0.5, "entropy": "shannon", "risk_gamma": 1.0},
+        {"preset": "release_chi2", "hard": "cross_entropy"},
+        {"preset": ["release_div_jsd", "release_div_tv"]},
         {"weighting": "wsl", "soft_weight": 1.5},
         {"weighting": "static", "soft_weight": 1.5, "hard_weight": 0.0},
         {"soft": "alpha_beta", "temperature": 2.0},

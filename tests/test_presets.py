@@ -161,7 +161,10 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
 def config_of(phi_type: str, div: str, labels: Tensor) -> tuple[ObjectiveConfig, float]:
     """With the switches for the release's denominators; how many tokens the step has for each."""
     scale = 1.0 if phi_type.startswith("chi2") else STEPS_OF_RELEASE
-    switches: dict[str, Any] = {"soft_weight": WEIGHT, "soft_scale": scale}
+    settings = release(phi_type, div)
+    switches: dict[str, Any] = {"soft_scale": scale}
+    if settings["weighting"] not in ("confidence", "entropy"):
+        switches["soft_weight"] = WEIGHT
     if phi_type.startswith("chi2"):
         valid = labels != -100
         switches["risk_terminal"] = valid.sum().item() / valid.any(dim=1).sum().item()
@@ -169,7 +172,7 @@ def config_of(phi_type: str, div: str, labels: Tensor) -> tuple[ObjectiveConfig,
         switches["curriculum_fraction"] = int(STEPS * RATIO) / (STEPS - 1)  # in terms of progress
     if phi_type == "soft_kd_entropy_reg":
         switches["entropy_regularizer"] = scale * ETA
-    return ObjectiveConfig(**(release(phi_type, div) | switches)), scale
+    return ObjectiveConfig(**(settings | switches)), scale
 
 
 def assert_equal(ours: Tensor, expected: Tensor, z: Tensor, rtol: float) -> None:

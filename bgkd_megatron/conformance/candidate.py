@@ -31,6 +31,8 @@ class Setting:
     """Real token ids; columns from there on are padding."""
     num_columns: int
     """Of this rank, with padding."""
+    widths: tuple[int, ...]
+    """The same of all ranks: equal but for a candidate that takes uneven shards."""
     group: dist.ProcessGroup
 
 
@@ -43,10 +45,17 @@ class Tolerance:
     gradient: float
 
 
-# A loss in float32 keeps about 1e-6 of logits in the tens.  A gradient in bfloat16 is rounded by up
-# to 2^-9 of each element, and again in every step that is not in float32; so may be the loss.
+_OF_FLOAT32 = 5e-5
+"""A loss in float32 keeps about 1e-6 of logits in the tens."""
+_ROUNDING = 2.0**-9
+"""Relative error of one rounding to bfloat16, which has 8 binary digits."""
+# A right loss may get and return bfloat16, and computes in float32.  What is rounded then: the loss
+# once; the gradient from above (if the loss is in bfloat16) and the gradient, once each.
 TOLERANCES: Mapping[torch.dtype, Tolerance] = MappingProxyType(
-    {torch.float32: Tolerance(5e-5, 5e-5), torch.bfloat16: Tolerance(3e-2, 3e-2)}
+    {
+        torch.float32: Tolerance(_OF_FLOAT32, _OF_FLOAT32),
+        torch.bfloat16: Tolerance(_ROUNDING + _OF_FLOAT32, 2 * _ROUNDING + _OF_FLOAT32),
+    }
 )
 
 
@@ -67,6 +76,8 @@ class Candidate:
     tokens then have some label and a gradient of 0 from above, as in Megatron's loss functions."""
     knows_padding: bool = False
     """Whether columns from vocab_size on are left out.  Otherwise no problem has such columns."""
+    takes_uneven_shards: bool = False
+    """Whether ranks may hold different numbers of columns.  Otherwise no problem has those."""
     tp_sizes: tuple[int, ...] | None = None
     """None: any."""
     needs_megatron: bool = False

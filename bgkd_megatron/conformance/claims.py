@@ -41,6 +41,11 @@ def _mixture(log_a: Tensor, log_b: Tensor, weight_b: float) -> Tensor:
     return torch.logaddexp(log_a + math.log1p(-weight_b), log_b + math.log(weight_b))
 
 
+def _softened_kl(log_p: Tensor, log_q: Tensor, temperature: float) -> Tensor:
+    p, q = ((x / temperature).log_softmax(-1) for x in (log_p, log_q))
+    return temperature**2 * _kl(p, q)
+
+
 def _jensen_shannon(log_q: Tensor, log_p: Tensor, _: Tensor) -> Tensor:
     log_m = _mixture(log_p, log_q, 0.5)
     return 0.5 * (_kl(log_p, log_m) + _kl(log_q, log_m))
@@ -87,6 +92,11 @@ CLAIMS = {
         Claim("cross_entropy", "-log q(label)", lambda q, p, hard: hard, False, True),
         Claim("forward_kl", "KL(p‖q)", lambda q, p, hard: _kl(p, q)),
         Claim("reverse_kl", "KL(q‖p)", lambda q, p, hard: _kl(q, p)),
+        Claim(
+            "forward_kl_temperature_2",
+            "4 KL(softmax(t/2)‖softmax(z/2))",
+            lambda q, p, hard: _softened_kl(p, q, 2.0),
+        ),
         Claim("jensen_shannon", "½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2", _jensen_shannon),
         Claim(
             "skew_forward_kl",

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["ByteCounter", "CostCounter", "short_name"]
+__all__ = ["ByteCounter", "CostCounter"]
 
 _FREE = ("aten::empty", "aten::set_")
 _NAMESPACES = ("c10d", "_c10d_functional")
@@ -95,13 +95,6 @@ class CostCounter(ByteCounter):
             for key, (reference, size) in self._storages.items()
             if key not in excluded and not reference.expired()
         )
-
-
-def short_name(collective: str) -> str:
-    """c10d's `_allgather_base_` and functional `all_gather_into_tensor` are both an all-gather."""
-    flat = collective.replace("_", "")
-    kinds = ("allreduce", "allgather", "reducescatter", "alltoall", "broadcast", "reduce", "gather")
-    return next((kind for kind in kinds if flat.startswith(kind)), flat)
 
 
 def _tensors(tree: object) -> Iterable[Tensor]:

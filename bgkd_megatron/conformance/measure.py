@@ -58,8 +58,9 @@ def measure(candidate: Candidate, problem: Problem, group: dist.ProcessGroup) ->
     # Like the output of a layer: not a leaf, and the candidate's to overwrite.
     student, teacher = leaf.clone(), problem.teacher[:, columns].clone()
     labels, upstream = _masked(candidate, problem)
-    num_columns = student.shape[1]
-    loss_function = candidate.make(Setting(problem.vocab_size, num_columns, group))
+    widths = problem.widths(group.size())
+    setting = Setting(problem.vocab_size, student.shape[1], widths, group)
+    loss_function = candidate.make(setting)
 
     with CostCounter() as forward:
         loss = loss_function(student, teacher, labels, group)

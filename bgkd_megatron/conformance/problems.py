@@ -26,6 +26,8 @@ class Problem:
     """[N] float64: gradient of the losses, when there is one per token."""
     vocab_size: int
     """Real token ids."""
+    is_uneven: bool = False
+    """Whether every rank has more columns than the one before."""
 
     @property
     def num_columns(self) -> int:
@@ -36,8 +38,14 @@ class Problem:
         return self.vocab_size < self.num_columns
 
     def columns(self, rank: int, tp_size: int) -> slice:
-        width = self.num_columns // tp_size
-        return slice(rank * width, (rank + 1) * width)
+        power = 2 if self.is_uneven else 1
+        start, stop = (self.num_columns * r**power // tp_size**power for r in (rank, rank + 1))
+        return slice(start, stop)
+
+    def widths(self, tp_size: int) -> tuple[int, ...]:
+        """Columns of each rank."""
+        shards = (self.columns(rank, tp_size) for rank in range(tp_size))
+        return tuple(shard.stop - shard.start for shard in shards)
 
 
 def _normal(num_tokens: int, num_columns: int, vocab_size: int, seed: int) -> Problem:
@@ -103,6 +111,10 @@ def _padded() -> Problem:
     return replace(problem, student=student, teacher=teacher)
 
 
+def _uneven() -> Problem:
+    return replace(_normal(24, 512, 512, seed=7), is_uneven=True)
+
+
 def _wide() -> Problem:
     """bfloat16, and so many columns that what is per logit outweighs what is per token.
 
@@ -122,6 +134,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "offset": _offset,
     "peaked": _peaked,
     "padded": _padded,
+    "uneven": _uneven,
     "bf16": _wide,
 }
 COST_PROBLEM = "bf16"

@@ -116,7 +116,10 @@ def _results(outcome: Outcome, tp_sizes: Sequence[int]) -> str:
 def _result(size: SizeOutcome) -> str:
     if size.failure is not None:
         return f"**{size.failure[1].kind}**"
-    return "passes" if size.passes else "**fails**"
+    mistakes = {verdict.mistake for verdict in size.verdicts.values()} - {None}
+    if mistakes == {"rounding"}:
+        return "rounds"
+    return "**fails**" if mistakes else "passes"
 
 
 def _errors(sizes: Sequence[SizeOutcome], *, bf16: bool) -> str:
@@ -209,6 +212,7 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
         "reduction": candidate.reduction,
         "ignore_index": candidate.ignore_index,
         "knows_padding": candidate.knows_padding,
+        "takes_uneven_shards": candidate.takes_uneven_shards,
         "note": candidate.note,
         "missing": outcome.missing,
         "passes": None if outcome.missing else outcome.passes,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from bgkd_megatron.conformance.candidate import Candidate
 from bgkd_megatron.conformance.launch import ProblemResult, launch
@@ -84,8 +85,10 @@ def _worst(errors: Sequence[float]) -> float:
 
 
 def problems_for(candidate: Candidate) -> list[str]:
-    """A candidate that knows no padding is not asked about it."""
-    return [name for name in PROBLEMS if name != "padded" or candidate.knows_padding]
+    """A candidate is not asked about padding, or uneven shards, that it does not claim."""
+    left_out = {"padded"} if not candidate.knows_padding else set()
+    left_out |= {"uneven"} if not candidate.takes_uneven_shards else set()
+    return [name for name in PROBLEMS if name not in left_out]
 
 
 def version_of(package: str | None) -> str | None:
@@ -142,7 +145,9 @@ def _size_outcome(
         failure=failed,
         cost=measured[COST_PROBLEM][0].cost if COST_PROBLEM in measured else None,
         ranks_agree=all(
-            rank.loss.equal(ranks[0].loss) for ranks in measured.values() for rank in ranks
+            _bits(rank.loss).equal(_bits(ranks[0].loss))
+            for ranks in measured.values()
+            for rank in ranks
         ),
         from_one_rank=_worst(differences) if differences else None,
         overwrites=tuple(
@@ -167,6 +172,11 @@ def _difference(ranks: Sequence[Measured], one: Measured) -> float:
     return _worst(
         [*map(float, losses), float((gradient - one.gradient).norm() / one.gradient.norm())]
     )
+
+
+def _bits(loss: Tensor) -> Tensor:
+    """NaN is not equal to itself, its bits are."""
+    return loss.contiguous().view(torch.int64)
 
 
 @functools.cache

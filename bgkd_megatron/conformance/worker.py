@@ -67,8 +67,8 @@ def run_rank(job: Job, rank: int) -> None:
         candidate = _loaded(job, rank)
         group = dist.new_group(timeout=timeout)
         first = PROBLEMS[problem]()
-        columns = first.columns(rank, job.tp_size)
-        candidate.make(Setting(first.vocab_size, columns.stop - columns.start, group))  # imports
+        widths = first.widths(job.tp_size)
+        candidate.make(Setting(first.vocab_size, widths[rank], widths, group))  # imports
         gc.freeze()  # collecting garbage is then fast: nothing that was imported is looked at
         started_path(job.directory, rank).touch()
         for problem in job.problems:

@@ -31,6 +31,24 @@ _MIXTURES = {
     "skew_forward_kl": (FKind.SKEW_FORWARD, 0.1),
     "skew_reverse_kl": (FKind.SKEW_REVERSE, 0.1),
 }
+# Settings that are read for some values of another one alone.
+_READ_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "alpha": ("soft", ("alpha_beta",)),
+    "beta": ("soft", ("alpha_beta",)),
+    "mixture": ("soft", tuple(_MIXTURES)),
+    "adaptive_mu": ("soft", ("adaptive_kl",)),
+    "adaptive_detach": ("soft", ("adaptive_kl",)),
+    "skew_cross_term": ("soft", ("skew_forward_kl",)),
+    "risk_alpha": ("hard", ("risk_guided",)),
+    "risk_gamma": ("hard", ("risk_guided",)),
+    "risk_terminal": ("hard", ("risk_guided",)),
+    "soft_weight": ("weighting", ("static", "curriculum", "wsl")),
+    "hard_weight": ("weighting", ("static",)),
+    "confidence": ("weighting", ("confidence",)),
+    "entropy": ("weighting", ("entropy",)),
+    "tsallis_gamma": ("entropy", ("tsallis",)),
+    "curriculum_fraction": ("weighting", ("curriculum",)),
+}
 
 
 class ObjectiveConfig(Section):
@@ -40,8 +58,8 @@ class ObjectiveConfig(Section):
     preset: not a field but a name from `presets.PRESETS`, or a list of them, whose settings are the
         defaults.
     Raises pydantic.ValidationError (a ValueError) that names the field, the accepted values and
-    what came.  A setting that another one leaves unread has no effect, but temperatures,
-    hard_weight and reversed are refused where they mean nothing.
+    what came.  A setting that another one leaves unread must have its default; a preset's
+    is left out.
     Source: arXiv 2605.26246, section "hybrid supervision".
     """
 
@@ -147,7 +165,12 @@ class ObjectiveConfig(Section):
             if not isinstance(name, str) or name not in PRESETS:
                 raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
             merged |= PRESETS[name]
-        return merged | settings
+        merged |= settings
+        for name, (chooser, choices) in _READ_WITH.items():
+            choice = merged.get(chooser, cls.model_fields[chooser].default)
+            if name not in settings and choice not in choices:
+                merged.pop(name, None)
+        return merged
 
     @field_validator("tsallis_gamma")
     @classmethod
@@ -166,10 +189,13 @@ class ObjectiveConfig(Section):
                 f"temperature and temperature_end belong to soft=forward_kl and reverse_kl, got "
                 f"soft={self.soft}: set temperature to 1 and leave temperature_end out"
             )
-        if self.hard_weight is not None and self.weighting != "static":
-            raise ValueError(
-                f"hard_weight belongs to weighting=static, got {self.weighting}: leave it out"
-            )
+        for name, (chooser, choices) in _READ_WITH.items():
+            value, choice = getattr(self, name), getattr(self, chooser)
+            if choice not in choices and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} belongs to {chooser}={' or '.join(choices)}, got {name}={value} with "
+                    f"{chooser}={choice}: leave {name} out, or choose another {chooser}"
+                )
         if self.soft_weight > 1.0 and self.hard_weight is None and self.weighting != "wsl":
             raise ValueError(
                 f"soft_weight must be at most 1, got {self.soft_weight}: the hard term has the "

@@ -149,6 +149,21 @@ def gradient_in_16_bits(
     return page.right_kl(_To16Bits.apply(student), teacher, _, group)
 
 
+def in_16_bits(student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The logarithms of the probabilities are kept in the dtype of the logits."""
+    log_q = log_softmax(student, group).to(student.dtype)
+    log_p = log_softmax(teacher, group).to(student.dtype)
+    return plain_all_reduce((log_p.exp() * (log_p - log_q)).sum(-1), group)
+
+
+def softened(student: Tensor, teacher: Tensor, _: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return 4 * page.right_kl(student / 2, teacher / 2, _, group)
+
+
+def not_a_number(student: Tensor, *_: object) -> Tensor:
+    return student.float().sum(-1) * float("nan")
+
+
 def raises(student: Tensor, *_: object) -> Tensor:
     raise IndexError("index 300 is out of bounds")
 
@@ -188,6 +203,12 @@ SUMS_PADDING = Candidate(
 SEES_NO_MASK = Candidate("sees no mask", CLAIMS["forward_kl"], _claiming_padding, ignore_index=-100)
 IS_MISSING = Candidate(
     "is missing", CLAIMS["forward_kl"], _claiming_padding, package="no-such-package-of-losses"
+)
+SUPPOSES_EVEN_SHARDS = Candidate(
+    "supposes even shards",
+    CLAIMS["cross_entropy"],
+    lambda setting: right_cross_entropy,
+    takes_uneven_shards=True,
 )
 NEEDS_ONE_RANK = dataclasses.replace(SUMS_PADDING, knows_padding=False, tp_sizes=(1,))
 

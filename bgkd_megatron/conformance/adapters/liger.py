@@ -6,6 +6,8 @@ enough to check numbers and collectives, not to count bytes that a kernel moves.
 
 from __future__ import annotations
 
+import functools
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -37,14 +39,6 @@ def _jsd_function(beta: float, setting: Setting) -> Loss:
     return loss
 
 
-def _kl(setting: Setting) -> Loss:
-    return _jsd_function(0.0, setting)
-
-
-def _jsd(setting: Setting) -> Loss:
-    return _jsd_function(0.5, setting)
-
-
 CANDIDATES = {
     "liger:cross_entropy": Candidate(
         name="LigerMegatronCrossEntropy",
@@ -58,7 +52,7 @@ CANDIDATES = {
     "liger:forward_kl": Candidate(
         name="JSD loss of one chunk, beta = 0",
         claim=CLAIMS["forward_kl"],
-        make=_kl,
+        make=functools.partial(_jsd_function, 0.0),
         package="liger-kernel",
         reduction="sum",
         ignore_index=-100,
@@ -68,7 +62,7 @@ CANDIDATES = {
     "liger:jensen_shannon": Candidate(
         name="JSD loss of one chunk, beta = 1/2",
         claim=CLAIMS["jensen_shannon"],
-        make=_jsd,
+        make=functools.partial(_jsd_function, 0.5),
         package="liger-kernel",
         reduction="sum",
         ignore_index=-100,

@@ -7,6 +7,7 @@ the adapter does the same, per token.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -40,16 +41,10 @@ def _config(setting: Setting) -> Any:
     )
 
 
-def _kl(setting: Setting) -> Loss:
+def _kl(reverse: bool, setting: Setting) -> Loss:
     from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
 
-    return _loss_of(LogitsKLLoss(_config(setting)))
-
-
-def _reverse_kl(setting: Setting) -> Loss:
-    from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
-
-    return _loss_of(LogitsKLLoss(_config(setting), reverse=True))
+    return _loss_of(LogitsKLLoss(_config(setting), reverse=reverse))
 
 
 def _top_k_kl(setting: Setting) -> Loss:
@@ -62,7 +57,7 @@ CANDIDATES = {
     "modelopt:forward_kl": Candidate(
         name="LogitsKLLoss",
         claim=CLAIMS["forward_kl"],
-        make=_kl,
+        make=functools.partial(_kl, False),
         package="nvidia-modelopt",
         needs_megatron=True,
         note=_SUMMED,
@@ -70,7 +65,7 @@ CANDIDATES = {
     "modelopt:reverse_kl": Candidate(
         name="LogitsKLLoss, reverse",
         claim=CLAIMS["reverse_kl"],
-        make=_reverse_kl,
+        make=functools.partial(_kl, True),
         package="nvidia-modelopt",
         needs_megatron=True,
         note=_SUMMED,

@@ -21,6 +21,9 @@ _HYBRID = {
     "cross_entropy": ObjectiveConfig(weighting="static", soft_weight=0.0),
     "forward_kl": ObjectiveConfig(weighting="static", soft_weight=1.0),
     "reverse_kl": ObjectiveConfig(weighting="static", soft_weight=1.0, soft="reverse_kl"),
+    "forward_kl_temperature_2": ObjectiveConfig(
+        weighting="static", soft_weight=1.0, temperature=2.0
+    ),
     "hybrid": ObjectiveConfig(weighting="static", soft_weight=0.5),
     "hybrid_entropy": ObjectiveConfig(weighting="entropy"),
 }
@@ -34,7 +37,7 @@ _TWO_SWEEPS = {
 
 def _hybrid(config: ObjectiveConfig, setting: Setting) -> Loss:
     objective = HybridObjective(config, setting.vocab_size)
-    shard = VocabShard.even(setting.vocab_size, setting.num_columns, setting.group)
+    shard = VocabShard(setting.vocab_size, setting.widths, setting.group)
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         needed = teacher if config.needs_teacher else None
@@ -47,7 +50,7 @@ def _hybrid(config: ObjectiveConfig, setting: Setting) -> Loss:
 
 
 def _two_sweeps(divergence: FDivergence, setting: Setting) -> Loss:
-    shard = VocabShard.even(setting.vocab_size, setting.num_columns, setting.group)
+    shard = VocabShard(setting.vocab_size, setting.widths, setting.group)
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
         _, value = vocab_fdiv(
@@ -71,6 +74,7 @@ CANDIDATES = {
         package="bgkd-megatron",
         ignore_index=-100,
         knows_padding=True,
+        takes_uneven_shards=True,
     )
     for name, make in _MAKERS.items()
 }
