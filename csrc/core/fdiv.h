@@ -159,10 +159,10 @@ BGKD_INLINE FdivTerm<F> alpha_beta_term(const FdivParams& params, F q_log2, F p_
     return exp2_flushed(P::broadcast(exponent) * log2, polynomial.next());
   };
   // 0 for a token absent from both, whose powers are equal up to their errors alone. The comparison
-  // is such that NaN stays.
+  // is such that NaN stays, and with `least` itself, which is in a register already.
   const auto if_present = [&](F x) {
-    return P::where_greater(P::broadcast(1.9999f * least), q_finite + p_finite, P::broadcast(0.f),
-                            x);
+    const F mean = P::broadcast(0.50001f) * (q_finite + p_finite);
+    return P::where_greater(P::broadcast(least), mean, P::broadcast(0.f), x);
   };
   F value, slope;
   if constexpr (kKind == Kind::kAlphaBeta) {
