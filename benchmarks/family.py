@@ -12,7 +12,6 @@ what is compared, loss_bench/eager.py how it is written, and every table how to 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 
@@ -45,11 +44,8 @@ def main() -> None:
         console.print("* " + note, highlight=False)
     for line in family_report.aims(options.device, results):
         console.print("* " + line, highlight=False)
-    if options.json:
-        document = {"machine": machine, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(family_report.markdown(machine, results))
+    document = {"machine": machine, "results": [asdict(result) for result in results]}
+    arguments.write(options, document, family_report.markdown(machine, results))
 
 
 def _measure(member: str, setting: Setting, options: argparse.Namespace) -> FamilyRow:

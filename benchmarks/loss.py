@@ -17,7 +17,6 @@ as loss_bench/report.py says below every table.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -57,11 +56,8 @@ def _measure(
             report.print_result(console, results[-1])
     for line in (*report.notes(options.device), *report.aims(options.device, results)):
         console.print("* " + line, highlight=False)
-    if options.json:
-        document = {"machine": machine, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(report.markdown(machine, results))
+    document = {"machine": machine, "results": [asdict(result) for result in results]}
+    arguments.write(options, document, report.markdown(machine, results))
 
 
 def _print_roofline(
@@ -73,15 +69,12 @@ def _print_roofline(
     roofline.print_rooflines(console, lines)
     for line in roofline.notes():
         console.print("* " + line, highlight=False)
-    if options.json:
-        document = {
-            "machine": machine, "measured": False, "reason": reason,
-            "gpus": [asdict(gpu) for gpu in roofline.gpus()],
-            "rooflines": [asdict(line) for line in lines],
-        }  # fmt: skip
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(roofline.markdown(lines))
+    document = {
+        "machine": machine, "measured": False, "reason": reason,
+        "gpus": [asdict(gpu) for gpu in roofline.gpus()],
+        "rooflines": [asdict(line) for line in lines],
+    }  # fmt: skip
+    arguments.write(options, document, roofline.markdown(lines))
 
 
 def _parse() -> argparse.Namespace:

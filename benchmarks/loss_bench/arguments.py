@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from bgkd_megatron import ops
 from loss_bench.problem import DTYPES, Setting
 
-__all__ = ["list_of", "one_of", "parse", "parser", "settings"]
+__all__ = ["list_of", "one_of", "parse", "parser", "settings", "write"]
 
 # Tensors of at least 32 MiB in bf16 and 64 MiB in fp32: larger than most caches and, like those of
 # real batches, of the size that glibc's malloc gives back to the system when they are freed.
@@ -55,6 +56,14 @@ def settings(options: argparse.Namespace) -> list[Setting]:
         for vocab in options.vocab
         for dtype in options.dtype
     ]
+
+
+def write(options: argparse.Namespace, document: dict[str, Any], markdown: str) -> None:
+    """The results, to the files that the command line names."""
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(markdown)
 
 
 def _default_tokens(vocab: int, device: str) -> int:

@@ -53,6 +53,8 @@ class SizeOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What became of one candidate."""
+
     candidate: Candidate
     version: str | None
     """Of the package; None where it is not installed, or is the user's own code."""
@@ -92,6 +94,7 @@ def problems_for(candidate: Candidate) -> list[str]:
 
 
 def version_of(package: str | None) -> str | None:
+    """The installed version; None for no package, or for one that is not installed."""
     try:
         return None if package is None else importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

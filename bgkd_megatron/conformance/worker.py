@@ -38,6 +38,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
+    """Why a rank has no measurement."""
+
     kind: str
     """"missing", "hangs" or "crashes"."""
     message: str
@@ -49,6 +51,7 @@ Rank = Measured | Failure
 
 
 def result_path(directory: str, rank: int, problem: str) -> Path:
+    """Where a rank leaves its measurement or failure."""
     return Path(directory) / f"{problem}.{rank}.pt"
 
 

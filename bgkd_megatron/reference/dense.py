@@ -21,6 +21,7 @@ def scatter(values: Tensor, rows: Tensor, num_tokens: int) -> Tensor:
 
 
 def given(tensor: Tensor | None, name: str) -> Tensor:
+    """`tensor`; ValueError where it is None."""
     if tensor is None:
         raise ValueError(f"{name} are needed for the features or the objective, got None")
     return tensor

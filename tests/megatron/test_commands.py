@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import psutil
 import pytest
@@ -17,6 +19,16 @@ from launching import one_thread, run_command, torchrun
 
 TRAIN = ("-m", "bgkd_megatron.train")
 EVALUATE = ("-m", "bgkd_megatron.evaluate")
+
+
+class Job(NamedTuple):
+    """A run and what belongs to it."""
+
+    launcher: subprocess.Popen[str]
+    output: IO[str]
+    processes: list[psutil.Process]
+    """the launcher and all that it started"""
+    ranks: list[psutil.Process]
 
 
 @pytest.fixture
@@ -86,66 +98,61 @@ def test_sigterm_saves_and_exits_0(config: Path, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == last
 
 
-def test_killed_rank_ends_the_job(config: Path, tmp_path: Path) -> None:
-    """kill -9 of one rank: no process stays, which would keep the output open, and the last
-    checkpoint is one that a restart takes."""
-    command = torchrun(2, *TRAIN, "--config", config)
+@contextmanager
+def job_in_step(step: int, *arguments: str | Path) -> Iterator[Job]:
+    """A training run on two ranks that has done so many steps.  Whatever is left of it afterwards
+    is killed."""
     with subprocess.Popen(
-        command, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        torchrun(2, *TRAIN, *arguments),
+        env=one_thread(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as job:
-        assert job.stdout is not None
         processes = [psutil.Process(job.pid)]
         try:
-            for line in job.stdout:
-                if line.startswith("step 5/"):
-                    break
+            assert job.stdout is not None
+            assert any(line.startswith(f"step {step}/") for line in job.stdout)
             processes += processes[0].children(recursive=True)
             ranks = [p for p in processes[1:] if "bgkd_megatron.train" in p.cmdline()]
             assert len(ranks) == 2
-            # Meanwhile nobody else may save there, not even on another layout.
-            second = run_command(
-                [sys.executable, *TRAIN, "--config", str(config), "parallel.tensor_parallel=1"]
-            )
-            assert second.returncode == 2
-            holders = "|".join(str(rank.pid) for rank in ranks)
-            assert re.search(rf"log is in use by process ({holders}) on", second.stderr)
-            ranks[1].kill()
-            output = job.stdout.read()  # until the last process that could write to it has ended
-            assert job.wait() != 0
-            told = r"error: rank 0: RuntimeError in step \d+: .*\. Another rank has died or hangs"
-            assert re.search(told, output), output
-            assert "Signal 9 (SIGKILL)" in output
+            yield Job(job, job.stdout, processes, ranks)
         finally:
-            _, alive = psutil.wait_procs(processes, timeout=0)
-            for process in alive:
+            for process in psutil.wait_procs(processes, timeout=0)[1]:
                 process.kill()
-    assert not alive
-    stop = run_command([*command, "training.global_batch_size=4"])
+
+
+def test_killed_rank_ends_the_job(config: Path) -> None:
+    """kill -9 of one rank: no process stays, which would keep the output open, and the last
+    checkpoint is one that a restart takes."""
+    with job_in_step(5, "--config", config) as job:
+        # Meanwhile nobody else may save there, not even on another layout.
+        second = run_command(
+            [sys.executable, *TRAIN, "--config", str(config), "parallel.tensor_parallel=1"]
+        )
+        assert second.returncode == 2
+        holders = "|".join(str(rank.pid) for rank in job.ranks)
+        assert re.search(rf"log is in use by process ({holders}) on", second.stderr)
+        job.ranks[1].kill()
+        output = job.output.read()  # until the last process that could write to it has ended
+        assert job.launcher.wait() != 0
+        told = r"error: rank 0: RuntimeError in step \d+: .*\. Another rank has died or hangs"
+        assert re.search(told, output), output
+        assert "Signal 9 (SIGKILL)" in output
+        assert not psutil.wait_procs(job.processes, timeout=0)[1]
+    stop = run_command(torchrun(2, *TRAIN, "--config", config, "training.global_batch_size=4"))
     assert "training.global_batch_size was 2, now 4" in stop.stderr
 
 
 def test_hung_rank_ends_the_job(config: Path, tmp_path: Path) -> None:
     """A rank that does nothing any more: the others wait as long as they were told."""
-    minutes = 0.1
-    override = f"parallel.timeout_minutes={minutes}"
-    command = torchrun(2, *TRAIN, "--config", config, override)
-    with subprocess.Popen(
-        command, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as job:
-        assert job.stdout is not None
-        processes = [psutil.Process(job.pid)]
-        try:
-            for line in job.stdout:
-                if line.startswith("step 3/"):
-                    break
-            processes += processes[0].children(recursive=True)
-            ranks = [p for p in processes[1:] if "bgkd_megatron.train" in p.cmdline()]
-            ranks[1].suspend()
-            told = r"error: rank 0: \w+Error in step \d+: .*\. Another rank has died or hangs"
-            assert any(re.search(told, line) for line in job.stdout)
-        finally:
-            for process in processes[::-1]:  # torchrun would first wait 30 s for the hung one
-                process.kill()
+    with job_in_step(3, "--config", config, "parallel.timeout_minutes=0.1") as job:
+        job.ranks[1].suspend()
+        told = r"error: rank 0: \w+Error in step \d+: .*\. Another rank has died or hangs"
+        assert any(re.search(told, line) for line in job.output)
+        # torchrun would first wait 30 s for the hung rank.
+        for process in job.processes[::-1]:
+            process.kill()
     assert (tmp_path / "checkpoints" / "latest").read_text().startswith("iter_")
 
 
